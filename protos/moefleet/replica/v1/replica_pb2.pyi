@@ -1,0 +1,142 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_STARTING: _ClassVar[ReplicaState]
+    REPLICA_STATE_LOADING: _ClassVar[ReplicaState]
+    REPLICA_STATE_WARMING: _ClassVar[ReplicaState]
+    REPLICA_STATE_SERVING: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINED: _ClassVar[ReplicaState]
+    REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_STARTING: ReplicaState
+REPLICA_STATE_LOADING: ReplicaState
+REPLICA_STATE_WARMING: ReplicaState
+REPLICA_STATE_SERVING: ReplicaState
+REPLICA_STATE_DRAINING: ReplicaState
+REPLICA_STATE_DRAINED: ReplicaState
+REPLICA_STATE_FAILED: ReplicaState
+
+class StepSums(_message.Message):
+    __slots__ = ("count", "time_s", "prefill_tokens", "sequences", "kv_tokens", "time_s_prefill", "time_s_sequences", "time_s_kv", "prefill_prefill", "prefill_sequences", "prefill_kv", "sequences_sequences", "sequences_kv", "kv_kv")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_KV_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_KV_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_KV_FIELD_NUMBER: _ClassVar[int]
+    KV_KV_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    time_s: float
+    prefill_tokens: float
+    sequences: float
+    kv_tokens: float
+    time_s_prefill: float
+    time_s_sequences: float
+    time_s_kv: float
+    prefill_prefill: float
+    prefill_sequences: float
+    prefill_kv: float
+    sequences_sequences: float
+    sequences_kv: float
+    kv_kv: float
+    def __init__(self, count: _Optional[int] = ..., time_s: _Optional[float] = ..., prefill_tokens: _Optional[float] = ..., sequences: _Optional[float] = ..., kv_tokens: _Optional[float] = ..., time_s_prefill: _Optional[float] = ..., time_s_sequences: _Optional[float] = ..., time_s_kv: _Optional[float] = ..., prefill_prefill: _Optional[float] = ..., prefill_sequences: _Optional[float] = ..., prefill_kv: _Optional[float] = ..., sequences_sequences: _Optional[float] = ..., sequences_kv: _Optional[float] = ..., kv_kv: _Optional[float] = ...) -> None: ...
+
+class LoadSample(_message.Message):
+    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s")
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_USED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_ACTIVE_S_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CUT_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    pod_uid: str
+    incarnation: str
+    seq: int
+    state: ReplicaState
+    message: str
+    active: int
+    queued: int
+    outstanding_prefill_tokens: int
+    outstanding_decode_tokens: int
+    kv_used_tokens: int
+    kv_max_tokens: int
+    steps: StepSums
+    prompt_tokens_total: int
+    cached_tokens_total: int
+    output_tokens_total: int
+    oldest_active_s: float
+    admitted_total: int
+    refused_total: int
+    cut_total: int
+    start_s: float
+    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ...) -> None: ...
+
+class WatchLoadRequest(_message.Message):
+    __slots__ = ("interval_ms",)
+    INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    interval_ms: int
+    def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
+
+class WatchLoadResponse(_message.Message):
+    __slots__ = ("sample",)
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    sample: LoadSample
+    def __init__(self, sample: _Optional[_Union[LoadSample, _Mapping]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("reason", "pod_uid")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    pod_uid: str
+    def __init__(self, reason: _Optional[str] = ..., pod_uid: _Optional[str] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("state", "active")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    state: ReplicaState
+    active: int
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ..., active: _Optional[int] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("pod_uid",)
+    POD_UID_FIELD_NUMBER: _ClassVar[int]
+    pod_uid: str
+    def __init__(self, pod_uid: _Optional[str] = ...) -> None: ...
+
+class ResumeResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: ReplicaState
+    def __init__(self, state: _Optional[_Union[ReplicaState, str]] = ...) -> None: ...
