@@ -15,7 +15,10 @@ PYTHON = ROOT / ".venv/bin/python"
 
 # What makes them, and the files they make.
 GENERATORS: list[tuple[list[str], list[str]]] = [
-    (["protos/generate.sh"], ["protos/moefleet/**/*_pb2.py", "protos/moefleet/**/*_pb2.pyi", "protos/moefleet/**/*_pb2_grpc.py"]),
+    (
+        ["protos/generate.sh"],
+        ["protos/moefleet/**/*_pb2.py", "protos/moefleet/**/*_pb2.pyi", "protos/moefleet/**/*_pb2_grpc.py"],
+    ),
     ([str(PYTHON), "-m", "moefleet_operator.api.crd"], ["charts/moefleet/files/crds/*.yaml"]),
     ([str(PYTHON), "-m", "moefleet_operator.api.chart_values"], ["charts/moefleet/values.schema.json"]),
 ]
@@ -44,7 +47,10 @@ def main() -> int:
             else:
                 path.unlink()
     for path in sorted(different):
-        print(f"{path.relative_to(ROOT)} differs from what its source generates: run `make generate` and commit", file=sys.stderr)
+        print(
+            f"{path.relative_to(ROOT)} differs from what its source generates: run `make generate` and commit",
+            file=sys.stderr,
+        )
     return 1 if different else 0
 
 

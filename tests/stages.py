@@ -56,7 +56,9 @@ def main() -> int:
             break
     print("\nstage        minutes  budget  result")
     for stage, minutes, code in took:
-        print(f"{stage.name:<12} {minutes:7.1f} {stage.budget_min:7.0f}  {'ok' if code == 0 else f'failed ({code})'}")
+        print(
+            f"{stage.name:<12} {minutes:7.1f} {stage.budget_min:7.0f}  {'ok' if code == 0 else f'failed ({code})'}"
+        )
     print(f"{'all':<12} {sum(m for _, m, _ in took):7.1f}", flush=True)
     return next((code for _, _, code in took if code), 0)
 

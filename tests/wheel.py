@@ -24,7 +24,9 @@ IMAGES: dict[str, tuple[str, list[str]]] = {
 }
 # Modules that need more than the image's own extra, with the reason.
 NOT_SHIPPED = {
-    "runtime": {"moefleet_runtime.engine.torch": "needs the extra `torch`, covered by the Torch engine's own tests"},
+    "runtime": {
+        "moefleet_runtime.engine.torch": "needs the extra `torch`, covered by the Torch engine's own tests"
+    },
 }
 
 IMPORT_ALL = """
