@@ -1,0 +1,217 @@
+"""Everything that can happen to the core. The I/O side makes these; the core never asks, it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# Objects cross the border as the API server's JSON (camelCase), as watched or as returned by a write.
+Json = Mapping[str, Any]
+
+# Pod: every pod that the operator may see. Those with app.kubernetes.io/name=moefleet-replica are replicas; of all
+# others only node and requested resources are kept (free GPUs). GatewayPod: the gateway pods of our own namespace.
+Kind = Literal["MoEFleet", "Pod", "Node", "GatewayPod"]
+KINDS: tuple[Kind, ...] = ("MoEFleet", "Pod", "Node", "GatewayPod")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names one object of a kind; nodes have an empty namespace."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+# --- what watches say ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectChanged:
+    """A watch saw this object; None: it is gone. Older than what the store has (resourceVersion): ignored."""
+
+    kind: Kind
+    key: Key
+    object: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The first list of a kind is complete. Nothing is planned before all kinds are.
+
+    `available=False`: this kind cannot be watched here (a right is missing); it counts as synced and stays unknown.
+    """
+
+    kind: Kind
+    available: bool = True
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Relisted:
+    """A full LIST of a kind, made every minute: heals what the watch lost and shows a dead watch (`Core.health`)."""
+
+    kind: Kind
+    objects: tuple[Json, ...]
+
+
+# --- what replicas and gateways say ----------------------------------------------------------------------------
+
+# ReplicaState of replica.proto without its prefix.
+ReplicaState = Literal[
+    "UNSPECIFIED", "STARTING", "LOADING", "WARMING", "SERVING", "DRAINING", "DRAINED", "FAILED"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """The newest LoadSample of a replica, as far as planning needs it."""
+
+    state: ReplicaState
+    active: int = 0
+    queued: int = 0
+    outstanding_tokens: int = 0
+    oldest_active_s: float = 0.0
+    incarnation: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointView:
+    """What one gateway thinks of one replica: may it be chosen, and how many streams run through this gateway."""
+
+    registered: bool
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayView:
+    """One gateway's endpoints, all of them, put together from WatchEndpoints by the I/O side."""
+
+    incarnation: str
+    version: int
+    endpoints: Mapping[str, EndpointView] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryUpdate:
+    """What changed since the last one. None: the stream is broken, so what was known is known no more.
+
+    Send a load when state, active, queued or outstanding tokens changed, at most once a second and replica.
+    """
+
+    loads: Mapping[str, ReplicaLoad | None] = field(default_factory=dict)  # by pod uid
+    gateways: Mapping[str, GatewayView | None] = field(default_factory=dict)  # by gateway pod uid
+
+
+# --- what scaling says -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionMade:
+    """`scaling.decide` for one fleet. replicas None: it does not know, so the target stays where it is."""
+
+    fleet: Key
+    replicas: int | None
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NumbersMeasured:
+    """Numbers for people, put into status as they are (rounded, at most every 30 s). Keys are status fields:
+    throughput, objective, economics, coldStart."""
+
+    fleet: Key
+    numbers: Json
+
+
+# --- what became of effects ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """Done. `object` is what the API server returned (it goes into the store at once), or the RPC's answer."""
+
+    object: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """409: another resourceVersion, or another uid under that name."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyExists:
+    """409 on create. `existing`: the object that has the name, read after the refusal; None if it was gone by then."""
+
+    existing: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """400, 422, or refused by an admission policy: the same request will be refused again."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """401, 403 (a right or quota is missing), UNAUTHENTICATED, PERMISSION_DENIED."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """Everything that may work next time: 429, 5xx, connection errors, deadlines, an effect past its `not_after`."""
+
+    message: str
+    retry_after_s: float | None = None
+
+
+Outcome = Ok | Conflict | NotFound | AlreadyExists | Invalid | Forbidden | Transient
+
+
+@dataclass(frozen=True, slots=True)
+class EffectDone:
+    """Exactly one for every effect but WakeAt and Exit, in any order."""
+
+    effect_id: int
+    outcome: Outcome
+
+
+# --- time and end -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time of the last WakeAt has come (or any earlier time: a tick too many does no harm)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGTERM: start nothing new, give the Lease back, then Exit."""
+
+
+Event = (
+    ObjectChanged
+    | Synced
+    | Relisted
+    | TelemetryUpdate
+    | DecisionMade
+    | NumbersMeasured
+    | EffectDone
+    | Tick
+    | Stop
+)

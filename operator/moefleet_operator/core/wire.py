@@ -1,0 +1,20 @@
+"""Times as the API server writes them. Pure text and arithmetic: no clock is read here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def rfc3339(wall: float) -> str:
+    """Unix seconds -> metav1.Time (whole seconds)."""
+    return datetime.fromtimestamp(int(wall), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rfc3339_micro(wall: float) -> str:
+    """Unix seconds -> metav1.MicroTime, which Leases and Events use."""
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def unix_seconds(text: str) -> float:
+    """metav1.Time or MicroTime -> unix seconds."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
