@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..planning.reported import EndpointView as EndpointView
+from ..planning.reported import GatewayView as GatewayView
+from ..planning.reported import ReplicaLoad as ReplicaLoad
+from ..planning.reported import ReplicaState as ReplicaState
+
 # Objects cross the border as the API server's JSON (camelCase), as watched or as returned by a write.
 Json = Mapping[str, Any]
 
 # Pod: every pod that the operator may see. Those with app.kubernetes.io/name=moefleet-replica are replicas; of all
 # others only node and requested resources are kept (free GPUs). GatewayPod: the gateway pods of our own namespace.
-Kind = Literal["MoEFleet", "Pod", "Node", "GatewayPod"]
-KINDS: tuple[Kind, ...] = ("MoEFleet", "Pod", "Node", "GatewayPod")
+# Service and PodDisruptionBudget: those with app.kubernetes.io/managed-by=moefleet-operator, so that one deleted or
+# edited by hand is healed, and nothing is written when nothing changed.
+Kind = Literal["MoEFleet", "Pod", "Node", "GatewayPod", "Service", "PodDisruptionBudget"]
+KINDS: tuple[Kind, ...] = ("MoEFleet", "Pod", "Node", "GatewayPod", "Service", "PodDisruptionBudget")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,41 +66,6 @@ class Relisted:
 
 
 # --- what replicas and gateways say ----------------------------------------------------------------------------
-
-# ReplicaState of replica.proto without its prefix.
-ReplicaState = Literal[
-    "UNSPECIFIED", "STARTING", "LOADING", "WARMING", "SERVING", "DRAINING", "DRAINED", "FAILED"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaLoad:
-    """The newest LoadSample of a replica, as far as planning needs it."""
-
-    state: ReplicaState
-    active: int = 0
-    queued: int = 0
-    outstanding_tokens: int = 0
-    oldest_active_s: float = 0.0
-    incarnation: str = ""
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointView:
-    """What one gateway thinks of one replica: may it be chosen, and how many streams run through this gateway."""
-
-    registered: bool
-    in_flight: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayView:
-    """One gateway's endpoints, all of them, put together from WatchEndpoints by the I/O side."""
-
-    incarnation: str
-    version: int
-    endpoints: Mapping[str, EndpointView] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
