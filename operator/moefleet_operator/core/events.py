@@ -6,10 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..planning.reported import EndpointView as EndpointView
-from ..planning.reported import GatewayView as GatewayView
-from ..planning.reported import ReplicaLoad as ReplicaLoad
-from ..planning.reported import ReplicaState as ReplicaState
+from moefleet_operator.planning.reported import EndpointView, GatewayView, ReplicaLoad, ReplicaState
+
+# The types of planning that travel in events; the I/O side imports them from here, too.
+__all__ = [
+    "KINDS",
+    "AlreadyExists",
+    "Conflict",
+    "DecisionMade",
+    "EffectDone",
+    "EndpointView",
+    "Event",
+    "Forbidden",
+    "GatewayView",
+    "Invalid",
+    "Json",
+    "Key",
+    "Kind",
+    "NotFound",
+    "NumbersMeasured",
+    "ObjectChanged",
+    "Ok",
+    "Outcome",
+    "Relisted",
+    "ReplicaLoad",
+    "ReplicaState",
+    "Stop",
+    "Synced",
+    "TelemetryUpdate",
+    "Tick",
+    "Transient",
+]
 
 # Objects cross the border as the API server's JSON (camelCase), as watched or as returned by a write.
 Json = Mapping[str, Any]
