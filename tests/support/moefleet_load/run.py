@@ -49,6 +49,11 @@ class Load:
     outcomes: list[Outcome] = field(default_factory=list)
     running: int = 0
     begun: int = 0
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """No further arrivals; what runs ends by itself."""
+        self.stopped = True
 
     async def run(self, arrivals: list[Arrival], name: str = "load") -> list[Outcome]:
         connections = [channel(self.address) for _ in range(self.channels)]
@@ -57,6 +62,8 @@ class Load:
         try:
             for index, arrival in enumerate(arrivals):
                 await asyncio.sleep(max(0.0, begin + arrival.at_s - time.monotonic()))
+                if self.stopped:
+                    break
                 request = token_request(
                     f"{name}-{index}", self.model, arrival.prompt_tokens, arrival.output_tokens
                 )
