@@ -1,0 +1,173 @@
+"""The work law: how many replicas the work that arrives needs. No bounds, no memory of targets, no guards: see decide.
+
+Work is counted at arrival and in replicas: lambda/x*, where x* is what one replica carries of the present mix (moefleet_perf).
+Its prompt part is due at once and is read from a short window; its decode part stays for O*T seconds and is read from a
+window that long. The target rests on longer windows (a Poisson stream of 1 request/s has 18 % noise in 30 s, 9 % in 120 s)
+plus headroom for what comes during a cold start, plus what already waits, or the memory that contexts hold, if that is more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from moefleet_operator.scaling.state import Bucket, State, window
+from moefleet_operator.scaling.types import Sample, Terms
+from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
+from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
+
+# Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
+TPOT_SHARE = 0.85
+# Kept free for what arrives during a cold start. The 99 % quantile of ln(work now / forecast one cold start ago) on recorded
+# production curves was 0.2 to 0.3; it is one number for all fleets until it is learnt per fleet.
+HEADROOM_RATIO = 0.25
+# Short windows: prompts are due at once; 30 s is the least that holds a few requests of a small fleet.
+PREFILL_WINDOW_S = 30.0
+MAX_DECODE_WINDOW_S = 180.0
+# Windows of the forecast.
+FORECAST_WINDOW_S = 120.0
+MAX_FORECAST_WINDOW_S = 240.0
+# Mean lengths: long enough to be steady; the last minute counts at once when prompts get longer.
+LENGTH_WINDOW_S = 300.0
+RECENT_LENGTH_WINDOW_S = 60.0
+# The last minute says something about prompt lengths only with so many requests.
+RECENT_LENGTH_REQUESTS = 50.0
+# What waits is to be gone in this time.
+BACKLOG_DRAIN_S = 120.0
+# How far ahead free capacity is counted against what waits.
+BACKLOG_LOOKAHEAD_S = 60.0
+# A fleet that is a twentieth of a replica over is not given one more.
+ROUNDING_SLACK = 0.05
+# Replicas are compared with gateways over this window: answers that take minutes are admitted at their start.
+BYPASS_WINDOW_S = 120.0
+BYPASS_RATIO = 1.1
+# Below so many surplus requests the two counts are only read at different moments.
+BYPASS_MIN_REQUESTS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    terms: Terms
+    mix: Mix | None
+    capacity: Capacity | None
+
+
+def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, now: float) -> Need:
+    """Terms of this tick; `terms.need` is the law's answer in replicas, `terms.wanted` the same in whole ones."""
+    fitted = (
+        calibration
+        if sample.steps is None
+        else replace(calibration, step=fit_step_model(sample.steps, calibration.step))
+    )
+    bypass = bypassed(state, sample, now)
+    mix = _mix(state, now, bypass)
+    if mix is None:
+        # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
+        return Need(Terms(lead_s=lead_s), None, None)
+    cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE)
+    if cap.requests_per_s <= 0:
+        return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
+    prefill_s, decode_s = prefill_work_s(fitted, mix), decode_work_s(fitted, mix)
+    prefill_share = prefill_s / (prefill_s + decode_s)
+    residence_s = mix.decode_tokens * cap.step_time_s
+    decode_window_s = min(max(residence_s, PREFILL_WINDOW_S), MAX_DECODE_WINDOW_S)
+    forecast_window_s = min(max(FORECAST_WINDOW_S, decode_window_s), MAX_FORECAST_WINDOW_S)
+
+    def rate(length_s: float) -> float:
+        seen = window(state, now, length_s)
+        count = seen.admitted if bypass else seen.arrivals
+        # Time that is not covered is no time without arrivals, but a burst of half a second is no rate either.
+        return count / max(seen.span_s, min(length_s, PREFILL_WINDOW_S / 2)) if count > 0 else 0.0
+
+    x = cap.requests_per_s
+    arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
+    arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
+    forecast = (prefill_share * rate(FORECAST_WINDOW_S) + (1 - prefill_share) * rate(forecast_window_s)) / x
+    kv = _kv_replicas(sample)
+    waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
+    late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
+    late = late_s > sample.policy.ttft_s / 2
+    surplus_s = (arriving - sample.supply.ready) * min(lead_s, BACKLOG_LOOKAHEAD_S)
+    backlog = min(max(waiting_s + surplus_s, 0.0) / BACKLOG_DRAIN_S, 0.5 * forecast + 1.0)
+    # Served counts saturate and forecasts lag; when requests already wait for half their time, the short window counts too.
+    work = max(forecast, arriving if late else 0.0) * (1.0 + HEADROOM_RATIO)
+    total = max(work, kv) + backlog
+    return Need(
+        Terms(
+            arriving=arriving,
+            arriving_prefill=arriving_prefill,
+            forecast=forecast,
+            headroom_ratio=HEADROOM_RATIO,
+            backlog=backlog,
+            kv=kv,
+            need=total,
+            capacity_rps=x,
+            capacity_input_tok_s=cap.input_tokens_per_s,
+            capacity_output_tok_s=cap.output_tokens_per_s,
+            bound=cap.bound,
+            arrival_rps=rate(PREFILL_WINDOW_S),
+            mean_input_tokens=mix.input_tokens,
+            mean_output_tokens=mix.output_tokens,
+            wanted=max(0, math.ceil(total - ROUNDING_SLACK)),
+            lead_s=lead_s,
+            bypass=int(bypass),
+        ),
+        mix,
+        cap,
+    )
+
+
+def bypassed(state: State, sample: Sample, now: float) -> bool:
+    """Replicas admitted clearly more than gateways sent: somebody calls them without a gateway."""
+    if sample.silent_gateways or sample.served is None:
+        return False
+    seen = window(state, now, BYPASS_WINDOW_S)
+    return seen.admitted > seen.sent * BYPASS_RATIO and seen.admitted - seen.sent >= BYPASS_MIN_REQUESTS
+
+
+def _mix(state: State, now: float, bypass: bool) -> Mix | None:
+    long, recent = window(state, now, LENGTH_WINDOW_S), window(state, now, RECENT_LENGTH_WINDOW_S)
+    mean = _means(long, bypass)
+    if mean is None:
+        return None if state.mix is None else Mix(state.mix[0], state.mix[2], state.mix[1])
+    prompt, cached, output = mean
+    requests = recent.admitted if bypass else recent.arrivals
+    if (
+        requests >= RECENT_LENGTH_REQUESTS
+        and (latest := _means(recent, bypass)) is not None
+        and latest[0] > prompt
+    ):
+        prompt, cached = latest[0], latest[1]
+    return Mix(input_tokens=prompt, output_tokens=output, cached_tokens=cached)
+
+
+def _means(seen: Bucket, bypass: bool) -> tuple[float, float, float] | None:
+    if bypass:
+        count, prompt, cached, output = (
+            seen.admitted,
+            seen.admitted_prompt_tokens,
+            seen.admitted_cached_tokens,
+            seen.made_output_tokens,
+        )
+    else:
+        count, prompt, cached, output = (
+            seen.arrivals,
+            seen.prompt_tokens,
+            seen.cached_tokens,
+            seen.output_tokens,
+        )
+    return (prompt / count, min(cached, prompt) / count, output / count) if count > 0 else None
+
+
+def _kv_replicas(sample: Sample) -> float:
+    load = sample.load
+    if load.replicas == 0 or load.kv_max_tokens == 0:
+        return 0.0
+    return load.kv_used_tokens / (USABLE_KV * load.kv_max_tokens / load.replicas)
+
+
+def _waiting_replica_s(sample: Sample, cap: Capacity, mix: Mix, calibration: Calibration) -> float:
+    """Whole requests that wait (in gateways and in front of engines), and what replicas still have to read of those that run."""
+    requests = sample.queue.requests + sample.load.queued
+    unread_tokens = max(sample.load.outstanding_prefill_tokens - sample.load.queued * mix.prefill_tokens, 0.0)
+    return requests * cap.replica_s_per_request + unread_tokens * calibration.step.b_s

@@ -1,0 +1,223 @@
+"""What the law remembers between ticks: at most 4 KiB of JSON a fleet, so that one ConfigMap can carry it.
+
+Demand is kept as buckets of what arrived in them, 5 s wide for a minute and then 30 s: the windows of the law need no more.
+Wishes are the targets of the hold, thinned to those that can still be the highest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+from moefleet_operator.scaling.types import DemandPoint, DemandTotals, Sample, ServedTotals
+
+STATE_VERSION = 1
+# Hard limit of the JSON; the ConfigMap of a fleet has room for more, but 1,000 fleets share one etcd.
+STATE_MAX_BYTES = 4096
+# Buckets younger than this stay as they came (the 30 s window needs them fine).
+FINE_S = 60.0
+COARSE_BUCKET_S = 30.0
+# The longest window of the law is the 300 s mean of prompt lengths.
+HISTORY_S = 330.0
+# Buckets at most: 12 fine, 9 coarse, and some for ticks that came early.
+MAX_BUCKETS = 32
+# Different targets in one hold; beyond it the lowest are merged upwards, which only holds longer.
+MAX_WISHES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What arrived and what replicas admitted in the `span_s` seconds before `end_s`."""
+
+    end_s: float
+    span_s: float
+    arrivals: float = 0.0
+    prompt_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    output_tokens: float = 0.0
+    # Left the gateways for a replica: arrivals - shed - growth of the queue.
+    sent: float = 0.0
+    admitted: float = 0.0
+    admitted_prompt_tokens: float = 0.0
+    admitted_cached_tokens: float = 0.0
+    made_output_tokens: float = 0.0
+
+    def merged(self, later: Bucket) -> Bucket:
+        return Bucket(
+            later.end_s,
+            self.span_s + later.span_s,
+            *(a + b for a, b in zip(_counts(self), _counts(later), strict=True)),
+        )
+
+    def part(self, share: float) -> Bucket:
+        return Bucket(self.end_s, self.span_s * share, *(n * share for n in _counts(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    at_s: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    # When this memory began; 0: with the first tick. Younger than a cold start and without replay, nothing goes down.
+    since_s: float = 0.0
+    last_s: float = 0.0
+    last_demand: DemandTotals | None = None
+    last_served: ServedTotals | None = None
+    last_queue_requests: int = 0
+    # Oldest first.
+    buckets: tuple[Bucket, ...] = ()
+    # Oldest first, strictly falling.
+    wishes: tuple[Wish, ...] = ()
+    last_down_s: float = 0.0
+    # Last time that something arrived, waited or ran; for sleeping.
+    last_call_s: float = 0.0
+    # Mean request when last there was one: prompt, cached and output tokens.
+    mix: tuple[float, float, float] | None = None
+
+    def to_json(self) -> str:
+        data = {
+            "v": STATE_VERSION,
+            "since": round(self.since_s, 1),
+            "last": round(self.last_s, 1),
+            "demand": None if self.last_demand is None else [_short(x) for x in astuple(self.last_demand)],
+            "served": None if self.last_served is None else [_short(x) for x in astuple(self.last_served)],
+            "queue": self.last_queue_requests,
+            # Ends are kept as ages: a third of the digits.
+            "buckets": [
+                [_short(self.last_s - b.end_s), _short(b.span_s), *map(_short, _counts(b))]
+                for b in self.buckets
+            ],
+            "wishes": [[_short(self.last_s - w.at_s), w.replicas] for w in self.wishes],
+            "down": round(self.last_down_s, 1),
+            "call": round(self.last_call_s, 1),
+            "mix": None if self.mix is None else [_short(x) for x in self.mix],
+        }
+        return json.dumps(data, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> State | None:
+        """None when the text is not a state of this version: an old memory is no memory, and no reason to stop."""
+        try:
+            data: Any = json.loads(text)
+            if data["v"] != STATE_VERSION:
+                return None
+            last = float(data["last"])
+            return State(
+                since_s=float(data["since"]),
+                last_s=last,
+                last_demand=None if data["demand"] is None else DemandTotals(*map(float, data["demand"])),
+                last_served=None if data["served"] is None else ServedTotals(*map(float, data["served"])),
+                last_queue_requests=int(data["queue"]),
+                buckets=tuple(Bucket(last - float(age), *map(float, rest)) for age, *rest in data["buckets"]),
+                wishes=tuple(Wish(last - float(age), int(n)) for age, n in data["wishes"]),
+                last_down_s=float(data["down"]),
+                last_call_s=float(data["call"]),
+                mix=None if data["mix"] is None else tuple(map(float, data["mix"])),  # type: ignore[arg-type]
+            )
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+def window(state: State, now: float, length_s: float) -> Bucket:
+    """What came in the last `length_s`; its span is the time that is really covered. The oldest bucket counts in part."""
+    total = Bucket(now, 0.0)
+    for bucket in reversed(state.buckets):
+        inside_s = bucket.end_s - (now - length_s)
+        if inside_s <= 0:
+            break
+        total = (
+            bucket.part(min(1.0, inside_s / bucket.span_s)).merged(replace(total, end_s=now))
+            if bucket.span_s > 0
+            else total
+        )
+    return replace(total, end_s=now)
+
+
+def observed(state: State, sample: Sample, now: float) -> State:
+    """The state with this tick's counts in it. Unknown demand leaves a gap that the next known total fills."""
+    if sample.demand is None:
+        return state
+    return _appended(state, DemandPoint(now, sample.demand, sample.queue.requests, sample.served))
+
+
+def remember(history: Iterable[DemandPoint], now: float) -> State:
+    """A first state from what gateways replayed after a restart; without history this is the empty state."""
+    points = sorted((p for p in history if p.at_s <= now), key=lambda p: p.at_s)
+    state = State(since_s=points[0].at_s if points else 0.0)
+    for point in points:
+        state = _appended(state, point)
+    return state
+
+
+def wished(state: State, now: float, replicas: int, hold_s: float) -> State:
+    """Adds a target; drops those older than the hold and those that can never be the highest again."""
+    kept = [w for w in state.wishes if w.at_s > now - hold_s and w.replicas > replicas]
+    kept.append(Wish(now, replicas))
+    while len(kept) > MAX_WISHES:
+        # Pretend that the second lowest was wished for as late as the lowest: holds longer, never shorter.
+        kept[-2:] = [Wish(kept[-1].at_s, kept[-2].replicas)]
+    return replace(state, wishes=tuple(kept))
+
+
+def _appended(state: State, point: DemandPoint) -> State:
+    now = point.at_s
+    then = replace(
+        state,
+        last_s=now,
+        last_demand=point.demand,
+        last_served=point.served if point.served is not None else state.last_served,
+        last_queue_requests=point.queue_requests,
+    )
+    span_s = now - state.last_s
+    if state.last_demand is None or span_s <= 0:
+        return then
+    d, d0 = point.demand, state.last_demand
+    s, s0 = point.served, state.last_served
+    if s is None or s0 is None:
+        s = s0 = ServedTotals()
+    arrivals = max(d.arrivals - d0.arrivals, 0.0)
+    bucket = Bucket(
+        end_s=now,
+        span_s=min(span_s, HISTORY_S),
+        arrivals=arrivals,
+        prompt_tokens=max(d.prompt_tokens - d0.prompt_tokens, 0.0),
+        cached_tokens=max(d.cached_tokens - d0.cached_tokens, 0.0),
+        output_tokens=max(d.output_tokens - d0.output_tokens, 0.0),
+        sent=max(
+            arrivals - max(d.shed - d0.shed, 0.0) - (point.queue_requests - state.last_queue_requests), 0.0
+        ),
+        admitted=max(s.admitted - s0.admitted, 0.0),
+        admitted_prompt_tokens=max(s.prompt_tokens - s0.prompt_tokens, 0.0),
+        admitted_cached_tokens=max(s.cached_tokens - s0.cached_tokens, 0.0),
+        made_output_tokens=max(s.output_tokens - s0.output_tokens, 0.0),
+    )
+    return replace(then, buckets=_thinned((*state.buckets, bucket), now))
+
+
+def _thinned(buckets: Iterable[Bucket], now: float) -> tuple[Bucket, ...]:
+    out: list[Bucket] = []
+    for bucket in buckets:
+        if bucket.end_s <= now - HISTORY_S:
+            continue
+        coarse = bucket.end_s <= now - FINE_S
+        if coarse and out and out[-1].span_s + bucket.span_s <= COARSE_BUCKET_S:
+            out[-1] = out[-1].merged(bucket)
+        else:
+            out.append(bucket)
+    while len(out) > MAX_BUCKETS:
+        out[:2] = [out[0].merged(out[1])]
+    return tuple(out)
+
+
+def _counts(bucket: Bucket) -> tuple[float, ...]:
+    return astuple(bucket)[2:]
+
+
+def _short(number: float) -> float | int:
+    """Seven digits for what is a rate in the end; whole numbers as they are."""
+    return int(number) if float(number).is_integer() else float(f"{number:.7g}")

@@ -1,0 +1,195 @@
+"""What a decision is made of. Cumulative counts never fall: whoever makes a Sample has taken care of restarts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from moefleet_perf import Calibration, StepTotals
+
+if TYPE_CHECKING:
+    from moefleet_operator.scaling.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the fleet's owner wants, and what its replicas are."""
+
+    min_replicas: int
+    max_replicas: int
+    tpot_s: float
+    ttft_s: float
+    # None: nobody knows what a replica of this fleet carries, so the target stays where it is.
+    calibration: Calibration | None
+    # None: never. Otherwise a fleet that nobody asked for so long may sleep, whatever min_replicas says.
+    scale_to_zero_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DemandTotals:
+    """What arrived, summed over gateways, cumulative. Each request once, by the gateway that took it first."""
+
+    arrivals: float = 0.0
+    prompt_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    output_tokens: float = 0.0
+    # Of the arrivals: answered by the gateway itself, no replica saw them.
+    shed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTotals:
+    """What replicas took and made, summed over replicas, cumulative."""
+
+    admitted: float = 0.0
+    prompt_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Waiting in the gateways now."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    oldest_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """In the replicas now, summed over those that report."""
+
+    replicas: int = 0
+    active: int = 0
+    queued: int = 0
+    outstanding_prefill_tokens: int = 0
+    outstanding_decode_tokens: int = 0
+    kv_used_tokens: int = 0
+    kv_max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the operator knows of its own replicas."""
+
+    # The target now: what the planner steers to. A decision keeps it, raises it or lowers it.
+    target: int
+    # Serving and registered, not draining.
+    ready: int
+    # Age in seconds of each replica that is created and scheduled but not ready yet.
+    pending_ages_s: tuple[float, ...] = ()
+    # Waiting for a node. They count as supply, and more of them would wait as well.
+    unschedulable: int = 0
+    draining: int = 0
+    # Newest measured cold starts (pod created to ready), at most 64; empty: none yet.
+    cold_starts_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One tick's facts about one fleet."""
+
+    policy: Policy
+    supply: Supply
+    # None: unknown. A fleet that nobody calls has a known zero.
+    demand: DemandTotals | None
+    # Gateways that exist but do not say anything: what they took is missing in `demand`.
+    silent_gateways: int = 0
+    queue: Queue = field(default_factory=Queue)
+    # None: no replica has reported yet.
+    served: ServedTotals | None = None
+    # Ready replicas that do not report.
+    silent_replicas: int = 0
+    load: Load = field(default_factory=Load)
+    # Sums over the engine steps of late, for the online fit of the step model; None: the calibration is all there is.
+    steps: StepTotals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DemandPoint:
+    """Totals at a time in the past, as replayed after a restart."""
+
+    at_s: float
+    demand: DemandTotals
+    queue_requests: int = 0
+    served: ServedTotals | None = None
+
+
+class Reason(StrEnum):
+    """Why the target is what it is. Condition, Event, log field and metric label are the same word."""
+
+    # The target follows the work.
+    WORK_ARRIVES = "WorkArrives"  # up: the work that arrives needs it
+    BACKLOG = "Backlog"  # up: what already waits needs it on top
+    KV_CACHE = "KVCache"  # up: running contexts fill the caches
+    STARTS_FAILED = "StartsFailed"  # up: replicas that should long be ready are not, others take their place
+    WAKING = "Waking"  # up from zero: a request came
+    WORK_FELL = "WorkFell"  # down: less was needed for the whole hold
+    IDLE = "Idle"  # down to zero: nobody called for scaleToZeroAfter
+    STEADY = "Steady"  # the target is what is needed
+    AT_MINIMUM = "AtMinimum"  # the target is minReplicas, less would do
+    HOLDING = "Holding"  # less would do now, but not yet for the whole hold
+    # Something stands in the way.
+    SCALING_LIMITED = "ScalingLimited"  # more is needed than maxReplicas allows
+    STEP_LIMITED = "StepLimited"  # more is needed than may start at once
+    OBJECTIVE_UNREACHABLE = (
+        "ObjectiveUnreachable"  # an empty step is slower than the objective: no count helps
+    )
+    BYPASS_TRAFFIC = "BypassTraffic"  # replicas got more than the gateways sent; sized by the larger
+    # I do not know.
+    DEMAND_UNKNOWN = "DemandUnknown"  # a gateway is silent, or there never was one
+    LOAD_UNKNOWN = "LoadUnknown"  # a ready replica is silent
+    RESTARTED = "Restarted"  # no memory yet: nothing goes down for one cold start
+    NO_CALIBRATION = "NoCalibration"  # nobody knows what one replica carries
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The numbers of a decision, in replicas where no unit is named. Log fields and metrics take them as they are."""
+
+    # Work that arrives (short windows), its prompt part and the rest.
+    arriving: float = 0.0
+    arriving_prefill: float = 0.0
+    # The same over the longer windows on which the target rests, without headroom.
+    forecast: float = 0.0
+    # Share of the forecast kept free for what comes during a cold start.
+    headroom_ratio: float = 0.0
+    backlog: float = 0.0
+    kv: float = 0.0
+    # Their sum as the law has it, before rounding, bounds, caps and holds.
+    need: float = 0.0
+    # What one replica carries of the present mix, and what limits it ("" while unknown).
+    capacity_rps: float = 0.0
+    capacity_input_tok_s: float = 0.0
+    capacity_output_tok_s: float = 0.0
+    bound: str = ""
+    arrival_rps: float = 0.0
+    mean_input_tokens: float = 0.0
+    mean_output_tokens: float = 0.0
+    # Replicas: wanted now, most wanted in the hold, and pending ones given up.
+    wanted: int = 0
+    held: int = 0
+    dead: int = 0
+    hold_s: float = 0.0
+    lead_s: float = 0.0
+    # 1 when replicas served more than gateways admitted.
+    bypass: int = 0
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`replicas` is always inside the bounds and is the present target whenever the law does not know better."""
+
+    replicas: int
+    reason: Reason
+    # One sentence with the numbers.
+    message: str
+    terms: Terms
+    state: State
+    # The law knew enough to lower the target, had there been a reason to.
+    certain: bool = True
