@@ -1,6 +1,6 @@
 """`replica.podTemplate`: the named places where a user may change the replica's pod, and no others."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
@@ -156,8 +156,6 @@ class PodTemplate(ApiModel):
         Annotated[tuple[LocalObjectReference, ...], Field(max_length=16, json_schema_extra=list_map("name"))]
         | None
     ) = None
-    image_pull_policy: (
-        Annotated[str, WithJsonSchema({"type": "string", "enum": ["Always", "IfNotPresent", "Never"]})] | None
-    ) = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     runtime_class_name: Annotated[str, Field(max_length=DNS_SUBDOMAIN_MAX)] | None = None
     scheduler_name: Annotated[str, Field(max_length=DNS_SUBDOMAIN_MAX)] | None = None
