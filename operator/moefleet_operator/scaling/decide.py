@@ -9,11 +9,11 @@ are not, and others take their place.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from moefleet_operator.scaling.law import HEADROOM_RATIO, Need, need
+from moefleet_operator.scaling.law import need
 from moefleet_operator.scaling.state import State, observed, wished
-from moefleet_operator.scaling.types import Decision, Reason, Sample, Supply, Terms
+from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
 # Before any cold start was measured: the median of 8-GPU replicas.
 DEFAULT_COLD_START_S = 240.0
@@ -38,38 +38,40 @@ MAX_REPLACEMENTS = 2
 
 def decide(state: State | None, sample: Sample, now: float) -> Decision:
     """The target of one fleet. `now` in unix seconds; `state` as the decision before returned it, None at first."""
-    state = replace(state or State(), since_s=state.since_s if state and state.since_s else now)
-    state = _called(observed(state, sample, now), sample, now)
-    supply, policy = sample.supply, sample.policy
-    hold_s = max(MIN_HOLD_S, HOLD_SHARE * cold_start_quantile_s(supply, 0.9))
-    lead_s = cold_start_quantile_s(supply, 0.9) + TICK_S
+    remembered = state or State()
+    if not remembered.since_s:
+        remembered = replace(remembered, since_s=now)
+    remembered = _called(observed(remembered, sample, now), sample, now)
+    lead_s = cold_start_quantile_s(sample.supply, 0.9) + TICK_S
+    terms = Terms(lead_s=lead_s, hold_s=hold_s(sample.supply))
+    policy = sample.policy
 
     if policy.calibration is None:
-        return _kept(
-            state,
-            sample,
-            Terms(lead_s=lead_s, hold_s=hold_s),
-            Reason.NO_CALIBRATION,
-            "nobody knows what one replica carries",
-        )
+        tick = _Tick(remembered, sample, terms, now)
+        return tick.kept(Reason.NO_CALIBRATION, "nobody knows what one replica carries")
     if sample.demand is None:
-        unknown = (
-            f"{sample.silent_gateways} gateways are silent"
-            if sample.silent_gateways
-            else "no gateway has reported yet"
+        tick = _Tick(remembered, sample, terms, now)
+        silent = sample.silent_gateways
+        return tick.kept(
+            Reason.DEMAND_UNKNOWN, f"{_gateways(silent)} silent" if silent else "no gateway has reported yet"
         )
-        return _kept(state, sample, Terms(lead_s=lead_s, hold_s=hold_s), Reason.DEMAND_UNKNOWN, unknown)
 
-    found = need(state, sample, policy.calibration, lead_s, now)
+    found = need(remembered, sample, policy.calibration, lead_s, now)
     if found.mix is not None:
-        state = replace(state, mix=(found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens))
+        mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
+        remembered = replace(remembered, mix=mix)
+    tick = _Tick(remembered, sample, replace(found.terms, hold_s=terms.hold_s), now)
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
-        slow = (
-            f"an empty step takes {policy.calibration.step.a_s * 1e3:.0f} ms, the limit is {policy.tpot_s * 1e3:.0f} ms"
-            " per output token; no number of replicas meets it"
+        return tick.kept(
+            Reason.OBJECTIVE_UNREACHABLE,
+            f"an empty step takes {found.capacity.step_time_s * 1e3:.3g} ms, timePerOutputToken is"
+            f" {policy.tpot_s * 1e3:.3g} ms; no number of replicas meets it",
         )
-        return _kept(state, sample, replace(found.terms, hold_s=hold_s), Reason.OBJECTIVE_UNREACHABLE, slow)
-    return _targeted(state, sample, found, hold_s, now)
+    return tick.targeted()
+
+
+def hold_s(supply: Supply) -> float:
+    return max(MIN_HOLD_S, HOLD_SHARE * cold_start_quantile_s(supply, 0.9))
 
 
 def cold_start_quantile_s(supply: Supply, share: float) -> float:
@@ -85,135 +87,137 @@ def dead_after_s(supply: Supply) -> float:
     return max(MIN_DEAD_AFTER_S, DEAD_FACTOR * slowest)
 
 
-def _targeted(state: State, sample: Sample, found: Need, hold_s: float, now: float) -> Decision:
-    supply, policy = sample.supply, sample.policy
-    asleep_allowed = _may_sleep(state, sample, now)
-    low = 0 if asleep_allowed else policy.min_replicas
-    limit_s = dead_after_s(supply)
-    dead = min(sum(age > limit_s for age in supply.pending_ages_s), MAX_REPLACEMENTS)
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """One call of decide after the law has spoken."""
 
-    wanted = found.terms.wanted
-    if wanted == 0 and not asleep_allowed and _anybody_there(sample):
-        wanted = 1
-    # Replacements only as far as the living do not suffice.
-    alive = supply.ready + len(supply.pending_ages_s) + supply.unschedulable - dead
-    dead = dead if alive < max(wanted, low) else 0
-    asked = max(wanted, low) + dead
+    state: State
+    sample: Sample
+    terms: Terms
+    now: float
 
-    if not state.wishes:
+    @property
+    def supply(self) -> Supply:
+        return self.sample.supply
+
+    @property
+    def policy(self) -> Policy:
+        return self.sample.policy
+
+    def targeted(self) -> Decision:
+        supply = self.supply
+        low = 0 if self._may_sleep() else self.policy.min_replicas
+        wanted = self.terms.wanted
+        if wanted == 0 and _anybody_there(self.sample):
+            wanted = 1
+        limit_s = dead_after_s(supply)
+        dead = min(sum(age_s > limit_s for age_s in supply.pending_ages_s), MAX_REPLACEMENTS)
+        # Replacements only as far as the living do not suffice.
+        alive = supply.ready + len(supply.pending_ages_s) + supply.unschedulable - dead
+        dead = min(dead, max(max(wanted, low) - alive, 0))
         # A first tick knows nothing of the hold that it is in: the present target was wanted until now.
-        state = wished(state, now, supply.target, hold_s)
-    state = wished(state, now, max(wanted, low), hold_s)
-    held = max(w.replicas for w in state.wishes)
-    terms = replace(found.terms, wanted=wanted, held=held, dead=dead, hold_s=hold_s)
-
-    if asked > supply.target:
-        return _up(state, sample, terms, asked, now)
-    if asked < supply.target:
-        return _down(state, sample, terms, held + dead, hold_s, now)
-    return _result(state, sample, terms, supply.target, _standing(sample, terms, low), "")
-
-
-def _up(state: State, sample: Sample, terms: Terms, asked: int, now: float) -> Decision:
-    supply, policy = sample.supply, sample.policy
-    cap = max(math.floor(supply.ready * UP_FACTOR), supply.ready + UP_STEP)
-    target = max(min(asked, cap, policy.max_replicas), min(supply.target, policy.max_replicas))
-    if asked > policy.max_replicas and target == policy.max_replicas:
-        return _result(
-            state,
-            sample,
-            terms,
-            target,
-            Reason.SCALING_LIMITED,
-            f"{asked} are needed, maxReplicas is {policy.max_replicas}",
+        state = (
+            self.state
+            if self.state.wishes
+            else wished(self.state, self.now, supply.target, self.terms.hold_s)
         )
-    if target < asked:
-        return _result(
-            state,
-            sample,
-            terms,
-            target,
-            Reason.STEP_LIMITED,
-            f"{asked} are needed, {supply.ready} are ready, at most {cap} at once",
+        state = wished(state, self.now, max(wanted, low), self.terms.hold_s)
+        held = max(w.replicas for w in state.wishes)
+        tick = replace(self, state=state, terms=replace(self.terms, wanted=wanted, held=held, dead=dead))
+        asked = max(wanted, low) + dead
+        if asked > supply.target:
+            return tick.up(asked)
+        if asked < supply.target:
+            return tick.down(held + dead)
+        return tick.result(supply.target, tick._standing(low))
+
+    def up(self, asked: int) -> Decision:
+        ready, highest = self.supply.ready, self.policy.max_replicas
+        at_once = max(math.floor(ready * UP_FACTOR), ready + UP_STEP)
+        # A target that stands is no step: it is never taken back because replicas fell away.
+        target = min(max(min(asked, at_once), self.supply.target), highest)
+        if target >= asked:
+            return self.result(target, self._why_up())
+        if target == highest:
+            return self.result(
+                target, Reason.SCALING_LIMITED, f"{asked} are needed, maxReplicas is {highest}"
+            )
+        return self.result(
+            target, Reason.STEP_LIMITED, f"{asked} are needed, {ready} are ready, at most {at_once} at once"
         )
-    return _result(state, sample, terms, target, _why_up(sample, terms), "")
 
+    def down(self, floor: int) -> Decision:
+        """`floor`: the most that was wanted during the hold."""
+        supply, sample, hold = self.supply, self.sample, self.terms.hold_s
+        if self.policy.max_replicas < supply.target:
+            # maxReplicas was lowered: no hold protects what is above it.
+            highest = self.policy.max_replicas
+            return self.result(highest, Reason.SCALING_LIMITED, f"maxReplicas is {highest}")
+        if sample.silent_gateways:
+            return self.kept(Reason.DEMAND_UNKNOWN, f"{_gateways(sample.silent_gateways)} silent")
+        if sample.silent_replicas:
+            return self.kept(
+                Reason.LOAD_UNKNOWN, f"{sample.silent_replicas} of {supply.ready} ready replicas silent"
+            )
+        left_s = cold_start_quantile_s(supply, 0.9) - (self.now - self.state.since_s)
+        if left_s > 0:
+            return self.kept(
+                Reason.RESTARTED,
+                f"no memory of demand yet, nothing goes down for another {left_s:.0f} s",
+                certain=True,
+            )
+        wishes_s = [
+            w.at_s + hold - self.now
+            for w in self.state.wishes
+            if w.replicas + self.terms.dead >= supply.target
+        ]
+        left_s = max([self.state.last_down_s + hold - self.now, *wishes_s])
+        if left_s > 0:
+            would = self.terms.wanted
+            return self.kept(
+                Reason.HOLDING, f"{would} would do, held for another {left_s:.0f} s", certain=True
+            )
+        step = max(1, math.floor(DOWN_SHARE * supply.target))
+        # Asleep is one step: with nobody there, no replica is needed more than another.
+        target = 0 if floor == 0 else max(floor, supply.target - step)
+        reason = Reason.IDLE if target == 0 else Reason.WORK_FELL
+        return replace(self, state=replace(self.state, last_down_s=self.now)).result(target, reason)
 
-def _down(state: State, sample: Sample, terms: Terms, floor: int, hold_s: float, now: float) -> Decision:
-    supply, policy = sample.supply, sample.policy
-    if policy.max_replicas < supply.target:
-        # maxReplicas was lowered: no hold protects what is above it.
-        return _result(
-            state,
-            sample,
-            terms,
-            policy.max_replicas,
-            Reason.SCALING_LIMITED,
-            f"maxReplicas is {policy.max_replicas}",
-        )
-    if sample.silent_gateways:
-        return _kept(
-            state, sample, terms, Reason.DEMAND_UNKNOWN, f"{sample.silent_gateways} gateways are silent"
-        )
-    if sample.silent_replicas:
-        return _kept(
-            state,
-            sample,
-            terms,
-            Reason.LOAD_UNKNOWN,
-            f"{sample.silent_replicas} of {supply.ready} ready replicas are silent",
-        )
-    if now - state.since_s < cold_start_quantile_s(supply, 0.9):
-        left_s = cold_start_quantile_s(supply, 0.9) - (now - state.since_s)
-        return _kept(
-            state,
-            sample,
-            terms,
-            Reason.RESTARTED,
-            f"no memory of demand yet, nothing goes down for another {left_s:.0f} s",
-            certain=True,
-        )
-    idle = floor == 0
-    since_down_s = now - state.last_down_s
-    if floor >= supply.target or since_down_s < hold_s:
-        least_s = max(
-            (w.at_s + hold_s - now for w in state.wishes if w.replicas + terms.dead >= supply.target),
-            default=hold_s - since_down_s,
-        )
-        return _kept(
-            state,
-            sample,
-            terms,
-            Reason.HOLDING,
-            f"{terms.wanted} would do, held for another {least_s:.0f} s",
-            certain=True,
-        )
-    target = max(floor, 0 if idle else supply.target - max(1, math.floor(DOWN_SHARE * supply.target)))
-    state = replace(state, last_down_s=now)
-    return _result(state, sample, terms, target, Reason.IDLE if idle else Reason.WORK_FELL, "")
+    def kept(self, reason: Reason, why: str, *, certain: bool = False) -> Decision:
+        """The present target inside the bounds: not knowing is no licence to leave them. Who sleeps stays asleep."""
+        target = self.supply.target
+        low = 0 if target == 0 and self.policy.scale_to_zero_after_s is not None else self.policy.min_replicas
+        return self.result(min(max(target, low), self.policy.max_replicas), reason, why, certain=certain)
 
+    def result(self, replicas: int, reason: Reason, why: str = "", *, certain: bool = True) -> Decision:
+        message = sentence(self.sample, self.terms, replicas, why)
+        return Decision(replicas, reason, message, self.terms, self.state, certain)
 
-def _why_up(sample: Sample, terms: Terms) -> Reason:
-    if sample.supply.target == 0:
-        return Reason.WAKING
-    if terms.dead and terms.wanted <= sample.supply.target:
-        return Reason.STARTS_FAILED
-    if terms.bypass:
-        return Reason.BYPASS_TRAFFIC
-    work = terms.forecast * (1 + HEADROOM_RATIO)
-    if terms.kv > work and terms.kv > terms.backlog:
-        return Reason.KV_CACHE
-    return Reason.WORK_ARRIVES if terms.need - terms.backlog >= terms.backlog else Reason.BACKLOG
+    def _why_up(self) -> Reason:
+        terms = self.terms
+        if self.supply.target == 0:
+            return Reason.WAKING
+        if terms.dead and max(terms.wanted, self.policy.min_replicas) <= self.supply.target:
+            return Reason.STARTS_FAILED
+        if terms.wanted < self.policy.min_replicas:
+            return Reason.AT_MINIMUM
+        if terms.bypass:
+            return Reason.BYPASS_TRAFFIC
+        if terms.backlog > terms.need - terms.backlog:
+            return Reason.BACKLOG
+        return Reason.KV_CACHE if terms.kv >= terms.need - terms.backlog else Reason.WORK_ARRIVES
 
+    def _standing(self, low: int) -> Reason:
+        if self.terms.bypass:
+            return Reason.BYPASS_TRAFFIC
+        if self.supply.target == 0:
+            return Reason.IDLE
+        return Reason.AT_MINIMUM if self.terms.wanted < low else Reason.STEADY
 
-def _standing(sample: Sample, terms: Terms, low: int) -> Reason:
-    if terms.bypass:
-        return Reason.BYPASS_TRAFFIC
-    return Reason.AT_MINIMUM if terms.wanted < low else Reason.STEADY
-
-
-def _anybody_there(sample: Sample) -> bool:
-    return bool(sample.queue.requests or sample.load.active or sample.load.queued)
+    def _may_sleep(self) -> bool:
+        after_s = self.policy.scale_to_zero_after_s
+        known = not (self.sample.silent_gateways or self.sample.silent_replicas)
+        return after_s is not None and known and self.now - self.state.last_call_s >= after_s
 
 
 def _called(state: State, sample: Sample, now: float) -> State:
@@ -224,36 +228,12 @@ def _called(state: State, sample: Sample, now: float) -> State:
     return state
 
 
-def _may_sleep(state: State, sample: Sample, now: float) -> bool:
-    after_s = sample.policy.scale_to_zero_after_s
-    known = not (sample.silent_gateways or sample.silent_replicas)
-    return after_s is not None and known and now - state.last_call_s >= after_s
+def _anybody_there(sample: Sample) -> bool:
+    return bool(sample.queue.requests or sample.load.active or sample.load.queued)
 
 
-def _kept(
-    state: State, sample: Sample, terms: Terms, reason: Reason, why: str, *, certain: bool = False
-) -> Decision:
-    """The present target inside the bounds: not knowing is no licence to leave them."""
-    policy = sample.policy
-    target = sample.supply.target
-    # A sleeping fleet stays asleep.
-    low = 0 if target == 0 and policy.scale_to_zero_after_s is not None else policy.min_replicas
-    return _result(
-        state, sample, terms, min(max(target, low), policy.max_replicas), reason, why, certain=certain
-    )
-
-
-def _result(
-    state: State,
-    sample: Sample,
-    terms: Terms,
-    replicas: int,
-    reason: Reason,
-    why: str,
-    *,
-    certain: bool = True,
-) -> Decision:
-    return Decision(replicas, reason, sentence(sample, terms, replicas, why), terms, state, certain)
+def _gateways(count: int) -> str:
+    return "1 gateway is" if count == 1 else f"{count} gateways are"
 
 
 def sentence(sample: Sample, terms: Terms, replicas: int, why: str) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from moefleet_operator.scaling.state import Bucket, State, window
-from moefleet_operator.scaling.types import Sample, Terms
 from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
 from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
+
+from moefleet_operator.scaling.state import Bucket, State, window
+from moefleet_operator.scaling.types import Sample, Terms
 
 # Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
 TPOT_SHARE = 0.85
