@@ -1,0 +1,262 @@
+"""What config.json of a checkpoint says, checked: a model that we would run wrong is refused, not tried.
+
+The published spellings of DeepSeek-V2 (`rope_theta`, `rope_scaling.type`) and those of transformers 5
+(`rope_parameters.rope_type`) are both read. `head_dim` is never trusted: transformers writes the rope width there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moefleet_runtime.engine.base import StartFailed
+
+# A config.json is a few kilobytes; more is not a config.
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class YarnConfig:
+    factor: float
+    original_positions: int
+    beta_fast: float
+    beta_slow: float
+    # 1 and 0 where the checkpoint does not say, as the published model code has it.
+    mscale: float
+    mscale_all_dim: float
+    # transformers' explicit factor on cos and sin; None derives it from the mscales.
+    attention_factor: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    experts: int
+    experts_per_token: int
+    # Group-limited greedy: the best `kept_groups` of `groups`; None is greedy over all experts.
+    groups: int | None
+    kept_groups: int | None
+    normalise: bool
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    vocabulary_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    # None: queries are projected directly (V2-Lite).
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    dense_size: int
+    expert_size: int
+    # Width of the shared experts together; 0 without any.
+    shared_size: int
+    # Which layers route to experts.
+    moe_layers: frozenset[int]
+    router: RouterConfig | None
+    norm_eps: float
+    max_positions: int
+    rope_theta: float
+    yarn: YarnConfig | None
+    tied_head: bool
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def latent_width(self) -> int:
+        """Numbers that the cache keeps per token and layer."""
+        return self.kv_lora_rank + self.rope_dim
+
+
+def unsupported(where: str, wanted: str, found: object) -> StartFailed:
+    return StartFailed("CheckpointUnsupported", f"{where}: wanted {wanted}, found {found!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise StartFailed("CheckpointUnreadable", f"{path}: wanted at most {MAX_CONFIG_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StartFailed("ModelSourceMissing", f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise StartFailed("CheckpointUnreadable", f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise StartFailed("CheckpointUnreadable", f"{path}: wanted an object, found {type(data).__name__}")
+    return data
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    if not folder.is_dir():
+        raise StartFailed("ModelSourceMissing", f"{folder}: no such folder")
+    path = folder / "config.json"
+    data = read_json(path)
+    eos = data.get("eos_token_id")
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        eos = read_json(generation).get("eos_token_id", eos)
+    return parse_model_config(data, where=str(path), eos=eos)
+
+
+def parse_model_config(data: Mapping[str, Any], *, where: str, eos: object = None) -> ModelConfig:
+    fields = _Fields(data, where)
+    _refuse_what_runs_wrong(data, where)
+    layers = fields.count("num_hidden_layers")
+    moe_layers: frozenset[int] = frozenset()
+    if data.get("n_routed_experts"):
+        first_moe = fields.count("first_k_dense_replace", least=0)
+        every = fields.count("moe_layer_freq", default=1)
+        moe_layers = frozenset(i for i in range(first_moe, layers) if i % every == 0)
+    rope_dim = fields.count("qk_rope_head_dim")
+    if rope_dim % 2:
+        raise unsupported(f"{where}: qk_rope_head_dim", "an even number", rope_dim)
+    expert_size = fields.count("moe_intermediate_size") if moe_layers else 0
+    vocabulary_size = fields.count("vocab_size")
+    theta, yarn = _rope(data, where)
+    return ModelConfig(
+        vocabulary_size=vocabulary_size,
+        hidden_size=fields.count("hidden_size"),
+        layers=layers,
+        heads=fields.count("num_attention_heads"),
+        q_lora_rank=fields.count_or_null("q_lora_rank"),
+        kv_lora_rank=fields.count("kv_lora_rank"),
+        nope_dim=fields.count("qk_nope_head_dim"),
+        rope_dim=rope_dim,
+        value_dim=fields.count("v_head_dim"),
+        dense_size=fields.count("intermediate_size"),
+        expert_size=expert_size,
+        shared_size=expert_size * (data.get("n_shared_experts") or 0),
+        moe_layers=moe_layers,
+        router=_router(data, fields, where) if moe_layers else None,
+        norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        max_positions=fields.count("max_position_embeddings"),
+        rope_theta=theta,
+        yarn=yarn,
+        tied_head=bool(data.get("tie_word_embeddings", False)),
+        eos_token_ids=_eos(eos if eos is not None else data.get("eos_token_id"), vocabulary_size, where),
+    )
+
+
+class _Fields:
+    """Typed reads with messages that name the file and the field."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self._data, self._where = data, where
+
+    def count(self, name: str, *, least: int = 1, default: int | None = None) -> int:
+        value = self._data.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise unsupported(f"{self._where}: {name}", f"a whole number of at least {least}", value)
+        return value
+
+    def count_or_null(self, name: str) -> int | None:
+        # Absent is not null: the architecture's default is a number, so guessing would misread the weights.
+        if name not in self._data:
+            raise unsupported(f"{self._where}: {name}", "a whole number or null", "no such field")
+        return None if self._data[name] is None else self.count(name)
+
+    def number(self, name: str, *, default: float | None = None) -> float:
+        return number(self._data.get(name, default), f"{self._where}: {name}")
+
+
+def number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise unsupported(where, "a number", value)
+    return float(value)
+
+
+def _refuse_what_runs_wrong(data: Mapping[str, Any], where: str) -> None:
+    architectures = data.get("architectures") or []
+    if data.get("model_type") != "deepseek_v2" or architectures not in ([], ["DeepseekV2ForCausalLM"]):
+        raise unsupported(
+            f"{where}: model_type and architectures",
+            "'deepseek_v2' and ['DeepseekV2ForCausalLM']",
+            (data.get("model_type"), architectures),
+        )
+    only = {
+        "scoring_func": ("softmax",),
+        "topk_method": ("greedy", "group_limited_greedy"),
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+    }
+    for name, accepted in only.items():
+        value = data.get(name)
+        if value is not None and value not in accepted:
+            raise unsupported(f"{where}: {name}", " or ".join(map(repr, accepted)), value)
+    if data.get("quantization_config"):
+        raise unsupported(
+            f"{where}: quantization_config", "an unquantised checkpoint", data["quantization_config"]
+        )
+
+
+def _router(data: Mapping[str, Any], fields: _Fields, where: str) -> RouterConfig:
+    experts, chosen = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
+    groups = kept = None
+    if data.get("topk_method") == "group_limited_greedy":
+        groups, kept = fields.count("n_group"), fields.count("topk_group")
+        if experts % groups or kept > groups:
+            raise unsupported(
+                f"{where}: n_group and topk_group",
+                f"groups that divide {experts} experts evenly, and at most as many kept",
+                (groups, kept),
+            )
+    candidates = experts if groups is None or kept is None else experts // groups * kept
+    if chosen > candidates:
+        raise unsupported(f"{where}: num_experts_per_tok", f"at most {candidates}", chosen)
+    return RouterConfig(
+        experts=experts,
+        experts_per_token=chosen,
+        groups=groups,
+        kept_groups=kept,
+        normalise=bool(data.get("norm_topk_prob", False)),
+        scaling=fields.number("routed_scaling_factor", default=1.0),
+    )
+
+
+def _rope(data: Mapping[str, Any], where: str) -> tuple[float, YarnConfig | None]:
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise unsupported(f"{where}: rope_parameters", "an object", rope)
+    theta = number(rope.get("rope_theta", data.get("rope_theta", 10000.0)), f"{where}: rope_theta")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "yarn":
+        raise unsupported(f"{where}: rope type", "'default' or 'yarn'", kind)
+    if rope.get("truncate", True) is not True:
+        raise unsupported(f"{where}: rope truncate", "True", rope["truncate"])
+
+    def get(name: str, default: float | None = None) -> float:
+        value = rope.get(name)
+        return number(default if value is None else value, f"{where}: rope {name}")
+
+    factor = get("factor")
+    if factor < 1:
+        raise unsupported(f"{where}: rope factor", "at least 1", factor)
+    explicit = rope.get("attention_factor")
+    return theta, YarnConfig(
+        factor=factor,
+        original_positions=int(get("original_max_position_embeddings")),
+        beta_fast=get("beta_fast", 32),
+        beta_slow=get("beta_slow", 1),
+        mscale=get("mscale", 1),
+        mscale_all_dim=get("mscale_all_dim", 0),
+        attention_factor=None if explicit is None else number(explicit, f"{where}: rope attention_factor"),
+    )
+
+
+def _eos(value: object, vocabulary_size: int, where: str) -> tuple[int, ...]:
+    given = [] if value is None else value if isinstance(value, list) else [value]
+    ids: list[int] = []
+    for token in given:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary_size:
+            raise unsupported(f"{where}: eos_token_id", f"token ids below {vocabulary_size}", value)
+        ids.append(token)
+    return tuple(ids)

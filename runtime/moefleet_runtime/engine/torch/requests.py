@@ -1,0 +1,81 @@
+"""A request and how far its answer has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from moefleet_runtime.engine.base import EngineRequest, Finish
+from moefleet_runtime.engine.torch.blocks import chain_hash, root_hash
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """Changed only by the thread that steps; others may read single fields at any time."""
+
+    request: EngineRequest
+    # Where chance comes from: the request's own seed or one drawn for it.
+    seed: int
+    # Tokens that end the answer (eos included unless ignored).
+    stop_tokens: frozenset[int]
+    # Tokens of prompt and answer together at which it ends.
+    length_limit: int
+    # Prompt and answer so far.
+    tokens: list[int]
+    # Of `tokens`, those whose latents are in the cache.
+    computed: int = 0
+    # Of the prompt, those found in the cache when the request first got its place.
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    # Hashes of the full blocks of `tokens`, from the front, as far as they were needed.
+    hashes: list[bytes] = field(default_factory=list)
+    admitted: bool = False
+    published: int = 0
+    # The first delta tells `cached`.
+    told: bool = False
+
+    @property
+    def made(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be computed before the next one can be made."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """One token made before is all that is missing (and not the last of a prompt)."""
+        return self.pending == 1 and self.made > 0
+
+    def hashes_of(self, full_blocks: int, block_tokens: int) -> list[bytes]:
+        """The first `full_blocks` hashes of the chain; each is computed once."""
+        while len(self.hashes) < full_blocks:
+            at = len(self.hashes)
+            parent = self.hashes[-1] if at else root_hash(self.request.cache_salt)
+            self.hashes.append(chain_hash(parent, self.tokens[at * block_tokens : (at + 1) * block_tokens]))
+        return self.hashes[:full_blocks]
+
+    def append(self, token: int) -> Finish | None:
+        """One more token of the answer, and whether it ends there."""
+        self.tokens.append(token)
+        if token in self.stop_tokens:
+            return Finish.STOP
+        if len(self.tokens) >= self.length_limit:
+            return Finish.LENGTH
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one step computes of one request: `count` tokens from `start`."""
+
+    generation: Generation
+    start: int
+    count: int
+    # A token made before, not a part of a prompt (or of a prompt computed again after a preemption).
+    decodes: bool
+
+    @property
+    def samples(self) -> bool:
+        """The step makes the next token: everything before it is then computed."""
+        return self.start + self.count == len(self.generation.tokens)

@@ -1,0 +1,46 @@
+"""One step on the device: pack, forward, sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from moefleet_runtime.engine.torch.cache import LatentCache
+from moefleet_runtime.engine.torch.model import Model
+from moefleet_runtime.engine.torch.packing import pack
+from moefleet_runtime.engine.torch.requests import Generation, Row
+from moefleet_runtime.engine.torch.sampling import Choice, chance_of, sample
+
+# A token and the request that it continues.
+Made = tuple[Generation, int]
+
+
+class Runner(Protocol):
+    def run(self, rows: Sequence[Row]) -> list[Made]:
+        """Computes the rows and makes the next token of those that sample. Whatever it raises fails these rows."""
+        ...
+
+
+class ModelRunner:
+    def __init__(self, model: Model, cache: LatentCache, device: torch.device) -> None:
+        self._model, self._cache, self._device = model, cache, device
+
+    def run(self, rows: Sequence[Row]) -> list[Made]:
+        with torch.inference_mode():
+            batch = pack(rows, self._cache.block_tokens, self._device)
+            logits = self._model.forward(batch, self._cache)
+            made = [row.generation for row in batch.rows if row.samples]
+            tokens = sample(logits, [_choice(g) for g in made])
+        if not made and self._device.type == "cuda":
+            # Nothing was copied back, so nothing has waited: without this the step would seem to take no time, and an
+            # error in it would surface in the next.
+            torch.cuda.synchronize(self._device)
+        return list(zip(made, tokens, strict=True))
+
+
+def _choice(g: Generation) -> Choice:
+    r = g.request
+    chance = chance_of(g.seed, g.made) if r.temperature > 0 else 0.0
+    return Choice(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, chance=chance)

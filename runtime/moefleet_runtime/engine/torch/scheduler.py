@@ -1,0 +1,152 @@
+"""Which tokens the next step computes: continuous batching under a token budget, with chunked prefill.
+
+Age decides. Running requests stand in the order of their arrival, and all of them are older than any that waits; when
+blocks run out, the youngest gives way and is computed again later, so the oldest always gets on and none starves.
+Rows that decode are served before prompts, which share what the budget leaves. No clock, no chance, no torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from moefleet_runtime.engine.torch.blocks import BlockPool
+from moefleet_runtime.engine.torch.requests import Generation, Row
+
+
+class Scheduler:
+    """Owned by the thread that steps; `running` and `waiting` may be measured from others."""
+
+    def __init__(
+        self, pool: BlockPool, *, max_batch_size: int, max_batch_tokens: int, reuse: bool = True
+    ) -> None:
+        self.pool = pool
+        self.max_batch_tokens = max_batch_tokens
+        # Each running request takes a token of every step at the end of its prompt; more than the budget would starve.
+        self.max_running = min(max_batch_size, max_batch_tokens)
+        self.running: list[Generation] = []
+        self.waiting: deque[Generation] = deque()
+        self.preempted_total = 0
+        self.prompt_tokens_total = 0
+        self.cached_tokens_total = 0
+        self._reuse = reuse
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, generation: Generation) -> None:
+        """The caller has checked that the pool can hold it alone."""
+        self.waiting.append(generation)
+
+    def remove(self, generation: Generation) -> None:
+        """Ended, aborted or failed: gives its blocks back."""
+        if generation.blocks or generation in self.running:
+            self.running.remove(generation)
+        else:
+            self.waiting.remove(generation)
+        self._give_back(generation)
+
+    def plan(self) -> list[Row]:
+        """The rows of the next step, single tokens first. Empty only when nothing runs and nothing waits."""
+        preempted_before = self.preempted_total
+        rows: list[Row] = []
+        prefill_budget = self.max_batch_tokens - sum(g.decodes for g in self.running)
+        i = 0
+        while i < len(self.running):
+            g = self.running[i]
+            i += 1
+            decodes = g.decodes
+            count = 1 if decodes else min(g.pending, prefill_budget)
+            if count == 0 or not self._grow(g, count):
+                continue
+            if not decodes:
+                prefill_budget -= count
+            rows.append(Row(g, g.computed, count, decodes))
+        # After a preemption the pool is full: what was just sent away must not come back for the same blocks.
+        if self.preempted_total == preempted_before:
+            prefill_budget = self._admit(rows, prefill_budget)
+        return sorted(rows, key=lambda row: row.count > 1)
+
+    def advance(self, rows: Sequence[Row]) -> None:
+        """After the pass that computed them, and before new tokens are appended: full blocks become known."""
+        for row in rows:
+            g = row.generation
+            g.computed = row.start + row.count
+            if self._reuse:
+                full = g.computed // self.pool.block_tokens
+                if full > g.published:
+                    hashes = g.hashes_of(full, self.pool.block_tokens)
+                    for at in range(g.published, full):
+                        self.pool.publish(g.blocks[at], hashes[at])
+                    g.published = full
+
+    def _admit(self, rows: list[Row], prefill_budget: int) -> int:
+        while self.waiting and prefill_budget > 0 and len(self.running) < self.max_running:
+            g = self.waiting[0]
+            found = self._cached_blocks(g)
+            if self.running and not self._fits(g, found):
+                break
+            self.waiting.popleft()
+            self.running.append(g)
+            self._attach(g, found)
+            count = min(g.pending, prefill_budget)
+            if not self._grow(g, count):
+                # Alone it always fits, and `_fits` counted its blocks: only a broken promise comes here.
+                raise RuntimeError(
+                    f"request {g.request.request_id}: admitted without room for {count} tokens"
+                )
+            prefill_budget -= count
+            rows.append(Row(g, g.computed, count, decodes=False))
+        return prefill_budget
+
+    def _cached_blocks(self, g: Generation) -> list[int]:
+        """One token is always left to compute: a step must have something to make the next token from."""
+        if not self._reuse:
+            return []
+        full = (len(g.tokens) - 1) // self.pool.block_tokens
+        return self.pool.find(g.hashes_of(full, self.pool.block_tokens))
+
+    def _fits(self, g: Generation, found: Sequence[int]) -> bool:
+        """All of its tokens so far, beside what the running ones still need and one block of growth for each."""
+        pool = self.pool
+        needed = pool.blocks_for(len(g.tokens)) - len(found)
+        revived = sum(pool.is_free(block) for block in found)
+        promised = sum(max(pool.blocks_for(len(r.tokens)) - len(r.blocks), 0) + 1 for r in self.running)
+        return needed + revived + promised <= pool.free
+
+    def _attach(self, g: Generation, found: Sequence[int]) -> None:
+        for block in found:
+            self.pool.share(block)
+        g.blocks = list(found)
+        g.computed = len(found) * self.pool.block_tokens
+        g.published = len(found)
+        if not g.admitted:
+            g.admitted = True
+            g.cached = g.computed
+            self.cached_tokens_total += g.cached
+            self.prompt_tokens_total += len(g.request.prompt)
+
+    def _grow(self, g: Generation, count: int) -> bool:
+        """Blocks for `count` more tokens; False when the request itself was the youngest and gave way."""
+        wanted = self.pool.blocks_for(g.computed + count)
+        while len(g.blocks) < wanted:
+            if self.pool.free:
+                g.blocks.append(self.pool.take())
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is g:
+                return False
+        return True
+
+    def _preempt(self, g: Generation) -> None:
+        self.running.remove(g)
+        self._give_back(g)
+        self.waiting.appendleft(g)
+        self.preempted_total += 1
+
+    def _give_back(self, g: Generation) -> None:
+        self.pool.release(g.blocks)
+        g.blocks = []
+        g.computed = g.published = 0
