@@ -157,7 +157,7 @@ async def test_a_second_fleet_cannot_take_a_model_name(kube: Kube) -> None:
 
 async def test_a_fleet_that_the_world_cannot_serve_says_why_and_heals(kube: Kube) -> None:
     kube.apply(
-        simulated("typo", kube.namespace, engine={"args": {"speeed": "1"}}),
+        simulated("typo", kube.namespace, engine={"args": {"speeed": 1}}),
         simulated(
             "nofile",
             kube.namespace,

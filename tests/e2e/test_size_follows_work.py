@@ -18,7 +18,7 @@ def busy(seconds: int, per_s: float) -> list[Arrival]:
 async def test_load_raises_the_fleet_and_quiet_lowers_it_and_no_stream_is_cut(
     kube: Kube, release: Release
 ) -> None:
-    kube.apply(simulated("tide", kube.namespace, engine={"args": {"speed": "0.02"}}))
+    kube.apply(simulated("tide", kube.namespace, engine={"args": {"speed": 0.05}}))
     await eventually(
         "Ready",
         lambda: condition(kube.get("moefleet", "tide"), "Ready") == "True",
@@ -27,7 +27,7 @@ async def test_load_raises_the_fleet_and_quiet_lowers_it_and_no_stream_is_cut(
     )
 
     load = Load(release.gateway_address(), f"{kube.namespace}/tide")
-    running = asyncio.create_task(load.run(busy(60, 2.5)))
+    running = asyncio.create_task(load.run(busy(60, 5)))
     grown = await eventually(
         "more than one ready replica",
         lambda: len(kube.ready_replicas("tide")) > 1,
@@ -66,7 +66,7 @@ async def test_external_mode_obeys_kubectl_scale(kube: Kube) -> None:
 
 async def test_advisory_mode_says_what_it_would_do_and_does_nothing(kube: Kube, release: Release) -> None:
     kube.apply(
-        simulated("advice", kube.namespace, engine={"args": {"speed": "0.02"}}, scaling={"mode": "Advisory"})
+        simulated("advice", kube.namespace, engine={"args": {"speed": 0.05}}, scaling={"mode": "Advisory"})
     )
     await eventually(
         "Ready",
@@ -75,7 +75,7 @@ async def test_advisory_mode_says_what_it_would_do_and_does_nothing(kube: Kube, 
         lambda: kube.explain("advice"),
     )
     load = Load(release.gateway_address(), f"{kube.namespace}/advice")
-    running = asyncio.create_task(load.run(busy(40, 2.5)))
+    running = asyncio.create_task(load.run(busy(40, 5)))
 
     def advised() -> bool:
         status = (kube.get("moefleet", "advice") or {}).get("status") or {}

@@ -38,10 +38,16 @@ def simulated(name: str, namespace: str, **changes: Any) -> Object:
         "engine": {
             "type": "Simulated",
             "image": RUNTIME_IMAGE,
-            "args": {"calibration": "deepseek-v2-8xh800", "speed": "0.05", "startSeconds": "1"},
+            "args": {"calibration": "deepseek-v2-8xh800", "speed": 0.1, "startSeconds": 1},
         },
         "replica": {"gpus": 8, "gpuProducts": [], "sharedMemory": "64Mi"},
-        "scaling": {"mode": "Automatic", "minReplicas": 1, "maxReplicas": 3},
+        # Ten times slower than 8xH800, so the objective is ten times longer: what is rehearsed is the shape.
+        "scaling": {
+            "mode": "Automatic",
+            "minReplicas": 1,
+            "maxReplicas": 3,
+            "objective": {"timeToFirstToken": "20s", "timePerOutputToken": "1s"},
+        },
         "limits": {"streamDuration": "5m", "hold": "30s", "queuedRequests": 1000},
         "rollout": {"drainTimeout": "5m"},
     }
