@@ -95,7 +95,7 @@ def custom_resource_definition() -> dict[str, Any]:
                                 "kind": {"type": "string"},
                                 "metadata": {"type": "object"},
                                 "spec": structural_schema(MoEFleetSpec),
-                                "status": structural_schema(MoEFleetStatus),
+                                "status": structural_schema(MoEFleetStatus, defaults=False),
                             },
                             "x-kubernetes-validations": list(_NAME_RULES),
                         }

@@ -73,7 +73,17 @@ class KvCache(ApiModel):
     """Cache of keys and values."""
 
     precision: Literal["FP8", "BF16", "Auto"] = "Auto"
-    memory_fraction: Annotated[float, Field(ge=0.05, le=0.95)] = 0.8
+    # The rule repeats the bounds: the API server cuts a fractional minimum to 0 when the manifest has an integer.
+    memory_fraction: Annotated[
+        float,
+        Field(
+            ge=0.05,
+            le=0.95,
+            json_schema_extra=rules(
+                cel("self >= 0.05 && self <= 0.95", "memoryFraction must be between 0.05 and 0.95")
+            ),
+        ),
+    ] = 0.8
     """Share of the GPU memory that is free after loading the weights."""
     reuse: bool = True
     """Keep the cache of finished prompts for prompts that begin the same way."""

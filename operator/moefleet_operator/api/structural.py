@@ -32,9 +32,11 @@ _KEPT = (
 _DROPPED = ("title", "$defs")
 
 
-def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
+def structural_schema(model: type[BaseModel], *, defaults: bool = True) -> dict[str, Any]:
+    """defaults=False: for status, where a field that nobody wrote has to stay absent."""
     raw = model.model_json_schema(by_alias=True, mode="validation")
-    return _structural(raw, raw.get("$defs", {}), path=model.__name__)
+    schema = _structural(raw, raw.get("$defs", {}), path=model.__name__)
+    return schema if defaults else _without_defaults(schema)
 
 
 def _structural(node: dict[str, Any], defs: dict[str, Any], path: str) -> dict[str, Any]:
@@ -88,6 +90,16 @@ def _resolved(node: dict[str, Any], defs: dict[str, Any], path: str) -> dict[str
             node = {**kinds[0], **{k: v for k, v in node.items() if k != "anyOf"}}
         else:
             return node
+
+
+def _without_defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    out = {k: v for k, v in schema.items() if k != "default"}
+    for key in ("items", "additionalProperties"):
+        if key in out:
+            out[key] = _without_defaults(out[key])
+    if "properties" in out:
+        out["properties"] = {k: _without_defaults(v) for k, v in out["properties"].items()}
+    return out
 
 
 def _without_nulls(value: Any) -> Any:
