@@ -8,6 +8,7 @@ one replica can carry (moefleet_perf). `now` is unix seconds, so that a state ou
 from moefleet_operator.scaling.decide import decide
 from moefleet_operator.scaling.state import State, remember
 from moefleet_operator.scaling.types import (
+    REASONS,
     Decision,
     DemandPoint,
     DemandTotals,
@@ -22,6 +23,7 @@ from moefleet_operator.scaling.types import (
 )
 
 __all__ = [
+    "REASONS",
     "Decision",
     "DemandPoint",
     "DemandTotals",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from moefleet_operator.scaling.law import need
+from moefleet_operator.scaling.law import TPOT_SHARE, need
 from moefleet_operator.scaling.state import State, observed, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
@@ -64,8 +64,8 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
         return tick.kept(
             Reason.OBJECTIVE_UNREACHABLE,
-            f"an empty step takes {found.capacity.step_time_s * 1e3:.3g} ms, timePerOutputToken is"
-            f" {policy.tpot_s * 1e3:.3g} ms; no number of replicas meets it",
+            f"an empty step takes {found.capacity.step_time_s * 1e3:.3g} ms of {policy.tpot_s * 1e3:.3g} ms timePerOutputToken,"
+            f" {TPOT_SHARE:.0%} of which may be planned; no number of replicas meets it",
         )
     return tick.targeted()
 
@@ -139,9 +139,7 @@ class _Tick:
         if target >= asked:
             return self.result(target, self._why_up())
         if target == highest:
-            return self.result(
-                target, Reason.SCALING_LIMITED, f"{asked} are needed, maxReplicas is {highest}"
-            )
+            return self.result(target, Reason.AT_MAXIMUM, f"{asked} are needed, maxReplicas is {highest}")
         return self.result(
             target, Reason.STEP_LIMITED, f"{asked} are needed, {ready} are ready, at most {at_once} at once"
         )
@@ -152,7 +150,7 @@ class _Tick:
         if self.policy.max_replicas < supply.target:
             # maxReplicas was lowered: no hold protects what is above it.
             highest = self.policy.max_replicas
-            return self.result(highest, Reason.SCALING_LIMITED, f"maxReplicas is {highest}")
+            return self.result(highest, Reason.AT_MAXIMUM, f"maxReplicas is {highest}")
         if sample.silent_gateways:
             return self.kept(Reason.DEMAND_UNKNOWN, f"{_gateways(sample.silent_gateways)} silent")
         if sample.silent_replicas:
@@ -175,12 +173,14 @@ class _Tick:
         if left_s > 0:
             would = self.terms.wanted
             return self.kept(
-                Reason.HOLDING, f"{would} would do, held for another {left_s:.0f} s", certain=True
+                Reason.HOLDING_BEFORE_SCALE_DOWN,
+                f"{would} would do, held for another {left_s:.0f} s",
+                certain=True,
             )
         step = max(1, math.floor(DOWN_SHARE * supply.target))
         # Asleep is one step: with nobody there, no replica is needed more than another.
         target = 0 if floor == 0 else max(floor, supply.target - step)
-        reason = Reason.IDLE if target == 0 else Reason.WORK_FELL
+        reason = Reason.IDLE if target == 0 else Reason.DEMAND_FELL
         return replace(self, state=replace(self.state, last_down_s=self.now)).result(target, reason)
 
     def kept(self, reason: Reason, why: str, *, certain: bool = False) -> Decision:
@@ -205,14 +205,14 @@ class _Tick:
             return Reason.BYPASS_TRAFFIC
         if terms.backlog > terms.need - terms.backlog:
             return Reason.BACKLOG
-        return Reason.KV_CACHE if terms.kv >= terms.need - terms.backlog else Reason.WORK_ARRIVES
+        return Reason.KV_CACHE if terms.kv >= terms.need - terms.backlog else Reason.DEMAND_ROSE
 
     def _standing(self, low: int) -> Reason:
         if self.terms.bypass:
             return Reason.BYPASS_TRAFFIC
         if self.supply.target == 0:
             return Reason.IDLE
-        return Reason.AT_MINIMUM if self.terms.wanted < low else Reason.STEADY
+        return Reason.AT_MINIMUM if self.terms.wanted < low else Reason.DEMAND_STEADY
 
     def _may_sleep(self) -> bool:
         after_s = self.policy.scale_to_zero_after_s

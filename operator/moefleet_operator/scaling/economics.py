@@ -18,22 +18,25 @@ class PricingError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
+    """None is a price that nobody has told: what depends on it is unknown too, not free."""
+
     currency: str
-    input_per_million: Decimal
-    cached_input_per_million: Decimal
-    output_per_million: Decimal
-    gpu_hour_cost: Decimal
+    input_per_million: Decimal | None
+    cached_input_per_million: Decimal | None
+    output_per_million: Decimal | None
+    gpu_hour_cost: Decimal | None
 
     @staticmethod
-    def parse(fields: Mapping[str, str]) -> Pricing:
-        """From `spec.pricing`. Cached input costs what input costs when no price of its own is given; the rest is 0 then."""
-        input_price = _price(fields, "inputPerMillionTokens", Decimal(0))
+    def parse(fields: Mapping[str, str | None]) -> Pricing:
+        """From `spec.pricing`. Cached input costs what input costs when it has no price of its own."""
+        input_price = _price(fields, "inputPerMillionTokens")
+        cached_price = _price(fields, "cachedInputPerMillionTokens")
         return Pricing(
-            currency=fields.get("currency", ""),
+            currency=fields.get("currency") or "",
             input_per_million=input_price,
-            cached_input_per_million=_price(fields, "cachedInputPerMillionTokens", input_price),
-            output_per_million=_price(fields, "outputPerMillionTokens", Decimal(0)),
-            gpu_hour_cost=_price(fields, "gpuHourCost", Decimal(0)),
+            cached_input_per_million=input_price if cached_price is None else cached_price,
+            output_per_million=_price(fields, "outputPerMillionTokens"),
+            gpu_hour_cost=_price(fields, "gpuHourCost"),
         )
 
 
@@ -49,8 +52,8 @@ class Throughput:
 @dataclass(frozen=True, slots=True)
 class Economics:
     currency: str
-    cost_per_hour: Decimal
-    revenue_per_hour: Decimal
+    cost_per_hour: Decimal | None
+    revenue_per_hour: Decimal | None
     # Per million of all tokens, prompt and generated; None while nothing flows: a cost per nothing is no number.
     cost_per_million_tokens: Decimal | None
     # Of the revenue; None without revenue. Negative when GPUs cost more than tokens earn.
@@ -68,31 +71,35 @@ class Economics:
 
 def economics(pricing: Pricing, throughput: Throughput, *, gpus_per_replica: int, replicas: int) -> Economics:
     """`replicas` are those that are paid for: every pod that holds its GPUs, starting and draining ones too."""
-    input_s, cached_s, output_s = (
-        _count(x) for x in (throughput.input_tok_s, throughput.cached_tok_s, throughput.output_tok_s)
-    )
-    cached_s = min(cached_s, input_s)
-    earned_s = (
-        (input_s - cached_s) * pricing.input_per_million
-        + cached_s * pricing.cached_input_per_million
-        + output_s * pricing.output_per_million
-    ) / MILLION
-    revenue = earned_s * SECONDS_PER_HOUR
-    cost = pricing.gpu_hour_cost * gpus_per_replica * replicas
-    tokens_per_hour = (input_s + output_s) * SECONDS_PER_HOUR
+    tokens_per_hour = (_count(throughput.input_tok_s) + _count(throughput.output_tok_s)) * SECONDS_PER_HOUR
+    revenue = _revenue_per_hour(pricing, throughput)
+    cost = None if pricing.gpu_hour_cost is None else pricing.gpu_hour_cost * gpus_per_replica * replicas
     return Economics(
         currency=pricing.currency,
         cost_per_hour=cost,
         revenue_per_hour=revenue,
-        cost_per_million_tokens=cost * MILLION / tokens_per_hour if tokens_per_hour else None,
-        margin_percent=(revenue - cost) * 100 / revenue if revenue else None,
+        cost_per_million_tokens=cost * MILLION / tokens_per_hour
+        if cost is not None and tokens_per_hour
+        else None,
+        margin_percent=(revenue - cost) * 100 / revenue if revenue and cost is not None else None,
     )
 
 
-def _price(fields: Mapping[str, str], name: str, default: Decimal) -> Decimal:
+def _revenue_per_hour(pricing: Pricing, throughput: Throughput) -> Decimal | None:
+    prices = (pricing.input_per_million, pricing.cached_input_per_million, pricing.output_per_million)
+    input_price, cached_price, output_price = prices
+    if input_price is None or cached_price is None or output_price is None:
+        return None
+    input_s, output_s = _count(throughput.input_tok_s), _count(throughput.output_tok_s)
+    cached_s = min(_count(throughput.cached_tok_s), input_s)
+    earned_s = (input_s - cached_s) * input_price + cached_s * cached_price + output_s * output_price
+    return earned_s * SECONDS_PER_HOUR / MILLION
+
+
+def _price(fields: Mapping[str, str | None], name: str) -> Decimal | None:
     text = fields.get(name)
     if text is None:
-        return default
+        return None
     try:
         price = Decimal(text)
     except (InvalidOperation, TypeError, ValueError):
@@ -104,4 +111,4 @@ def _price(fields: Mapping[str, str], name: str, default: Decimal) -> Decimal:
 
 def _count(rate: float) -> Decimal:
     # repr of a float is its shortest exact spelling; Decimal(float) would drag 50 binary digits along.
-    return Decimal(repr(max(rate, 0.0)))
+    return Decimal(repr(max(float(rate), 0.0)))

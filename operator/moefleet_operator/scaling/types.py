@@ -118,31 +118,51 @@ class DemandPoint:
 
 
 class Reason(StrEnum):
-    """Why the target is what it is. Condition, Event, log field and metric label are the same word."""
+    """Why the target is what it is. Condition, Event, log field and metric label are the same word; meanings are below."""
 
     # The target follows the work.
-    WORK_ARRIVES = "WorkArrives"  # up: the work that arrives needs it
-    BACKLOG = "Backlog"  # up: what already waits needs it on top
-    KV_CACHE = "KVCache"  # up: running contexts fill the caches
-    STARTS_FAILED = "StartsFailed"  # up: replicas that should long be ready are not, others take their place
-    WAKING = "Waking"  # up from zero: a request came
-    WORK_FELL = "WorkFell"  # down: less was needed for the whole hold
-    IDLE = "Idle"  # down to zero: nobody called for scaleToZeroAfter
-    STEADY = "Steady"  # the target is what is needed
-    AT_MINIMUM = "AtMinimum"  # the target is minReplicas, less would do
-    HOLDING = "Holding"  # less would do now, but not yet for the whole hold
+    DEMAND_ROSE = "DemandRose"
+    BACKLOG = "Backlog"
+    KV_CACHE = "KVCache"
+    STARTS_FAILED = "StartsFailed"
+    WAKING = "Waking"
+    DEMAND_FELL = "DemandFell"
+    IDLE = "Idle"
+    DEMAND_STEADY = "DemandSteady"
+    AT_MINIMUM = "AtMinimum"
+    HOLDING_BEFORE_SCALE_DOWN = "HoldingBeforeScaleDown"
+    BYPASS_TRAFFIC = "BypassTraffic"
     # Something stands in the way.
-    SCALING_LIMITED = "ScalingLimited"  # more is needed than maxReplicas allows
-    STEP_LIMITED = "StepLimited"  # more is needed than may start at once
-    OBJECTIVE_UNREACHABLE = (
-        "ObjectiveUnreachable"  # an empty step is slower than the objective: no count helps
-    )
-    BYPASS_TRAFFIC = "BypassTraffic"  # replicas got more than the gateways sent; sized by the larger
+    AT_MAXIMUM = "AtMaximum"
+    STEP_LIMITED = "StepLimited"
+    OBJECTIVE_UNREACHABLE = "ObjectiveUnreachable"
     # I do not know.
-    DEMAND_UNKNOWN = "DemandUnknown"  # a gateway is silent, or there never was one
-    LOAD_UNKNOWN = "LoadUnknown"  # a ready replica is silent
-    RESTARTED = "Restarted"  # no memory yet: nothing goes down for one cold start
-    NO_CALIBRATION = "NoCalibration"  # nobody knows what one replica carries
+    DEMAND_UNKNOWN = "DemandUnknown"
+    LOAD_UNKNOWN = "LoadUnknown"
+    RESTARTED = "Restarted"
+    NO_CALIBRATION = "NoCalibration"
+
+
+REASONS: dict[Reason, str] = {
+    Reason.DEMAND_ROSE: "Up: the work that arrives needs it.",
+    Reason.BACKLOG: "Up: what already waits needs more than what arrives.",
+    Reason.KV_CACHE: "Up: the contexts that are held fill more caches than the work needs replicas.",
+    Reason.STARTS_FAILED: "Up: replicas that should long be ready are not, and others take their place.",
+    Reason.WAKING: "Up from zero: a request came.",
+    Reason.DEMAND_FELL: "Down: less was needed for the whole hold.",
+    Reason.IDLE: "Zero: nobody called for idle.scaleToZeroAfter.",
+    Reason.DEMAND_STEADY: "As many as are needed.",
+    Reason.AT_MINIMUM: "minReplicas; less would do.",
+    Reason.HOLDING_BEFORE_SCALE_DOWN: "Less would do now, but not yet for the whole hold.",
+    Reason.BYPASS_TRAFFIC: "Replicas got more than the gateways sent; the larger count is used. Route all callers through the gateway.",
+    Reason.AT_MAXIMUM: "More are needed than maxReplicas allows.",
+    Reason.STEP_LIMITED: "More are needed than may start at once; the next step follows when these are ready.",
+    Reason.OBJECTIVE_UNREACHABLE: "An empty step is slower than timePerOutputToken allows, so no number of replicas helps.",
+    Reason.DEMAND_UNKNOWN: "A gateway is silent, or none has reported yet; nothing goes down until it speaks.",
+    Reason.LOAD_UNKNOWN: "A ready replica is silent; nothing goes down until it speaks or is not ready.",
+    Reason.RESTARTED: "The operator has no memory of the demand yet; nothing goes down for one cold start.",
+    Reason.NO_CALIBRATION: "Nobody knows what one replica of this fleet carries, so the target stays.",
+}
 
 
 @dataclass(frozen=True, slots=True)
