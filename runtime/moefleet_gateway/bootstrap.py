@@ -1,0 +1,282 @@
+"""Envoy's static configuration. Clusters and endpoints of fleets come by ADS from the picker (ads.py).
+
+Each number has its reason beside it; most were found by a failure that the default caused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moefleet_gateway import headers, methods
+from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, HostPort, Settings
+
+PICKER_CLUSTER = "picker"
+RETRIES = 3
+# The hold limit ends a wait with a clear status first; this bounds a picker that hangs.
+MESSAGE_TIMEOUT_MARGIN_S = 5
+# Envoy's default of 1024 requests a cluster answers the 1025th stream with UNKNOWN, and the picker's cluster,
+# which every request passes, overflows first. Queues have their limit in the picker.
+CIRCUIT_BREAKERS = {
+    "thresholds": [
+        {
+            "max_connections": 100_000,
+            "max_pending_requests": 100_000,
+            "max_requests": 100_000,
+            "max_retries": 10_000,
+        }
+    ]
+}
+WINDOWS = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 1 << 24}
+MAX_STREAMS = 100_000
+# A token is a small frame and a slow client leaves many of them waiting: the default of 10,000 frames closes the
+# whole connection as a flood.
+MAX_OUTBOUND_FRAMES = 1_000_000
+MAX_OUTBOUND_CONTROL_FRAMES = 100_000
+# Finds half-open connections; replicas and clients must allow pings this often (gRPC's default is 5 minutes).
+KEEPALIVE = {"interval": "30s", "timeout": "10s", "connection_idle_interval": "30s"}
+# The log is where a request's end and usage come from: its lag delays drains and loads the estimate.
+ACCESS_LOG_FLUSH = "0.1s"
+ASKED_FLEET = "moefleet-asked-fleet"  # carries FLEET over the removal of its prefix; never leaves Envoy
+
+_TYPE = "type.googleapis.com/envoy."
+EXT_PROC = "envoy.filters.http.ext_proc"
+
+
+def bootstrap(settings: Settings) -> dict[str, Any]:
+    return {
+        "node": {"id": settings.pod_name, "cluster": "moefleet-gateway"},
+        # A socket that only this pod's containers share: the admin interface can stop Envoy.
+        "admin": {"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o660}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [_picker_grpc(reconnect=True)],
+            },
+            # 0s: wait for the picker rather than open the listener with nothing behind it.
+            "cds_config": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
+        },
+        "static_resources": {
+            "clusters": [_picker_cluster(str(settings.picker_socket))],
+            "listeners": [
+                {
+                    "name": "grpc",
+                    "address": _address(settings.listen),
+                    "per_connection_buffer_limit_bytes": ENVOY_BUFFER_BYTES,
+                    "filter_chains": [{"filters": [_connection_manager(settings.hold_max_s)]}],
+                }
+            ],
+        },
+    }
+
+
+def http2_upstream(keepalive: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {**WINDOWS, "max_concurrent_streams": MAX_STREAMS}
+    if keepalive:
+        options["connection_keepalive"] = KEEPALIVE
+    return {
+        "@type": _TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": options},
+    }
+
+
+def _picker_grpc(reconnect: bool = False) -> dict[str, Any]:
+    service: dict[str, Any] = {"cluster_name": PICKER_CLUSTER}
+    if reconnect:
+        # By default a missed connection backs off towards a minute; a restarted picker must not wait for that.
+        service["retry_policy"] = {"retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"}}
+    return {"envoy_grpc": service}
+
+
+def _picker_cluster(socket: str) -> dict[str, Any]:
+    return {
+        "name": PICKER_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "circuit_breakers": CIRCUIT_BREAKERS,
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream(keepalive=False)
+        },
+        "load_assignment": {
+            "cluster_name": PICKER_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}],
+        },
+    }
+
+
+def _connection_manager(hold_max_s: float) -> dict[str, Any]:
+    return {
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "gateway",
+            "codec_type": "HTTP2",
+            "http2_protocol_options": {
+                **WINDOWS,
+                "max_concurrent_streams": MAX_STREAMS,
+                "max_outbound_frames": MAX_OUTBOUND_FRAMES,
+                "max_outbound_control_frames": MAX_OUTBOUND_CONTROL_FRAMES,
+                "connection_keepalive": KEEPALIVE,
+            },
+            # A stream may be silent as long as the first token takes; deadlines and limits end it, not silence.
+            "stream_idle_timeout": "0s",
+            "request_headers_timeout": "10s",
+            "early_header_mutation_extensions": [_strip()],
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes()}]},
+            "http_filters": [_ext_proc(hold_max_s), _router()],
+            "access_log": [_access_log()],
+        },
+    }
+
+
+def _strip() -> dict[str, Any]:
+    """Before anything reads a header: nothing of a client's can steer routing, retries or the access log's key."""
+    keep = [
+        {"append": _set(ASKED_FLEET, f"%REQ({headers.FLEET})%")},
+        {"remove_on_match": {"key_matcher": {"prefix": "x-moefleet-"}}},
+        {"append": _set(headers.FLEET, f"%REQ({ASKED_FLEET})%")},
+        {"remove": ASKED_FLEET},
+    ]
+    drop = [
+        {"remove": headers.DESTINATION},
+        {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
+        # Envoy makes its own, unique one: the picker finds the end of a request by it.
+        {"remove": "x-request-id"},
+    ]
+    return {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": _TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": keep + drop,
+        },
+    }
+
+
+def _set(name: str, value: str) -> dict[str, Any]:
+    return {
+        "header": {"key": name, "value": value},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        "keep_empty_value": False,
+    }
+
+
+def _routes() -> list[dict[str, Any]]:
+    without_picking = {
+        EXT_PROC: {"@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}
+    }
+    # 0s: no limit but the client's grpc-timeout. The picker puts limits.streamDuration into that header.
+    no_limit = {
+        "timeout": "0s",
+        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+    }
+    to_picker = [
+        {
+            "match": {"path": path, "grpc": {}},
+            "route": {"cluster": PICKER_CLUSTER, **no_limit},
+            "typed_per_filter_config": without_picking,
+        }
+        for path in methods.TO_PICKER
+    ]
+    to_replica = [
+        {
+            "match": {"path": path, "grpc": {}},
+            "route": {"cluster_header": headers.CLUSTER, **no_limit, "retry_policy": _retries()},
+        }
+        for path in methods.TO_REPLICA
+    ]
+    other = {
+        "match": {"prefix": "/"},
+        # 404 is UNIMPLEMENTED to a gRPC client.
+        "direct_response": {"status": 404, "body": {"inline_string": "the gateway has no such method"}},
+        "typed_per_filter_config": without_picking,
+    }
+    return [*to_picker, *to_replica, other]
+
+
+def _retries() -> dict[str, Any]:
+    return {
+        # Only what certainly did not begin: no connection, a stream the replica's HTTP/2 refused, or its refusal.
+        "retry_on": "connect-failure,refused-stream,retriable-headers",
+        "retriable_headers": [{"name": headers.REFUSED, "present_match": True}],
+        "num_retries": RETRIES,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    }
+
+
+def _ext_proc(hold_max_s: float) -> dict[str, Any]:
+    return {
+        "name": EXT_PROC,
+        "typed_config": {
+            "@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": _picker_grpc(),
+            # Fail closed, and so that a client sees UNAVAILABLE: the default of 500 is UNKNOWN to it.
+            "failure_mode_allow": False,
+            "status_on_error": {"code": "ServiceUnavailable"},
+            # Only the request: with response trailers the ext_proc stream would live as long as the answer and a
+            # picker that dies would cut every stream.
+            "processing_mode": {
+                "request_header_mode": "SEND",
+                "request_body_mode": "BUFFERED",
+                "request_trailer_mode": "SKIP",
+                "response_header_mode": "SKIP",
+                "response_body_mode": "NONE",
+                "response_trailer_mode": "SKIP",
+            },
+            "message_timeout": f"{hold_max_s + MESSAGE_TIMEOUT_MARGIN_S:g}s",
+            # The picker sees what it needs and no client secrets.
+            "forward_rules": {"allowed_headers": {"patterns": [{"exact": name} for name in FORWARDED]}},
+            "mutation_rules": {"allow_all_routing": True},
+        },
+    }
+
+
+FORWARDED = (
+    ":path",
+    ":authority",
+    "grpc-timeout",
+    "grpc-encoding",
+    "grpc-previous-rpc-attempts",
+    "x-request-id",
+    headers.FLEET,
+)
+
+
+def _router() -> dict[str, Any]:
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {
+            "@type": _TYPE + "extensions.filters.http.router.v3.Router",
+            "suppress_envoy_headers": True,
+        },
+    }
+
+
+def _access_log() -> dict[str, Any]:
+    return {
+        "name": "envoy.access_loggers.http_grpc",
+        "typed_config": {
+            "@type": _TYPE + "extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            "common_config": {
+                "log_name": "requests",
+                "transport_api_version": "V3",
+                "grpc_service": _picker_grpc(),
+                "buffer_flush_interval": ACCESS_LOG_FLUSH,
+            },
+            "additional_request_headers_to_log": [headers.CLUSTER],
+            "additional_response_headers_to_log": ["grpc-status", headers.REFUSED],
+            "additional_response_trailers_to_log": [
+                "grpc-status",
+                headers.USAGE_PROMPT,
+                headers.USAGE_COMPLETION,
+                headers.USAGE_CACHED,
+            ],
+        },
+    }
+
+
+def _address(at: HostPort) -> dict[str, Any]:
+    address: dict[str, Any] = {"address": at.host, "port_value": at.port}
+    if at.host == "::":
+        address["ipv4_compat"] = True
+    return {"socket_address": address}

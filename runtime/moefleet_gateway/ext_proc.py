@@ -1,0 +1,102 @@
+"""Envoy's external processor: one stream a request, asked for headers and body, never for the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from envoy.config.core.v3 import base_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as rpc
+
+from moefleet_gateway import headers as names
+from moefleet_gateway.aborts import Aborts
+from moefleet_gateway.errors import immediate
+from moefleet_gateway.gateway import Gateway
+from moefleet_gateway.picking.core import Pick
+from moefleet_gateway.picking.refusals import Refusal, bad_request
+from moefleet_gateway.requests import read
+
+log = structlog.get_logger()
+
+# Added to limits.streamDuration: the replica ends a stream at its limit with a clear status; this is for the
+# replica that does not.
+STREAM_GRACE_S = 5.0
+_GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse())
+_TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
+_OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+class Picker(rpc.ExternalProcessorServicer):  # type: ignore[misc]
+    def __init__(self, gateway: Gateway, aborts: Aborts) -> None:
+        self._gateway = gateway
+        self._aborts = aborts
+
+    async def Process(
+        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        headers: dict[str, str] = {}
+        while (message := await context.read()) is not grpc.aio.EOF:
+            kind = message.WhichOneof("request")
+            if kind == "request_headers":
+                headers = {
+                    h.key: (h.raw_value or h.value.encode()).decode("utf-8", "replace")
+                    for h in message.request_headers.headers.headers
+                }
+                if message.request_headers.end_of_stream:
+                    await context.write(immediate(bad_request("message", "the request has no message")))
+                    return
+                await context.write(_GO_ON)
+            elif kind == "request_body":
+                await context.write(await self._answer(headers, message.request_body.body))
+            elif kind == "request_trailers":
+                await context.write(_TRAILERS)
+
+    async def _answer(self, headers: dict[str, str], body: bytes) -> Any:
+        gateway = self._gateway
+        asked = read(headers.get(":path", ""), headers, body, gateway.core.models)
+        if isinstance(asked, Refusal):
+            return immediate(asked)
+        answer: Pick | Refusal
+        if asked.abort_of:
+            answer, known = gateway.core.abort(asked.fleet, asked.abort_of)
+            if not known and isinstance(answer, Pick):
+                await self._aborts.everywhere(asked.fleet, asked.abort_of, but=answer.targets[0].uid)
+        else:
+            answer = await gateway.pick(asked.fleet, asked.ask)
+        if isinstance(answer, Refusal):
+            return immediate(answer)
+        return routed(answer, headers.get("grpc-timeout", ""))
+
+
+def routed(pick: Pick, grpc_timeout: str) -> Any:
+    """The headers that take the request to its replicas in order."""
+    common = pb.CommonResponse(clear_route_cache=True)
+    add = common.header_mutation.set_headers.add
+    pairs = [
+        (names.CLUSTER, pick.fleet.key),
+        (names.DESTINATION, ",".join(t.address for t in pick.targets)),
+        (names.POD_UIDS, ",".join(t.uid for t in pick.targets)),
+        (names.MODEL, pick.fleet.model),
+    ]
+    # Envoy counts the header from the arrival, so the time held is added.
+    limit_s = pick.fleet.limits.stream_duration_s + STREAM_GRACE_S + pick.held_s
+    asked_s = timeout_s(grpc_timeout)
+    if asked_s is None or asked_s > limit_s:
+        pairs.append(("grpc-timeout", f"{int(limit_s * 1000)}m"))
+    for name, value in pairs:
+        option = add()
+        option.header.key, option.header.raw_value = name, value.encode()
+        option.append_action = _OVERWRITE
+    return pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+
+
+def timeout_s(text: str) -> float | None:
+    """`grpc-timeout`: up to 8 digits and a unit."""
+    unit = _TIMEOUT_UNITS_S.get(text[-1:])
+    if unit is None or not text[:-1].isdigit():
+        return None
+    return int(text[:-1]) * unit

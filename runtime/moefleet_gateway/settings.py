@@ -1,0 +1,132 @@
+"""Everything that can be set, from the environment, read once. A value that cannot be parsed stops the start.
+
+MOEFLEET_RUN_DIR            /run/moefleet    folder shared with the envoy container: picker.sock, admin.sock, envoy.json
+MOEFLEET_LISTEN             0.0.0.0:8080     Envoy's listener for consumers, h2c ([::]:8080 takes both families)
+MOEFLEET_CONTROL_LISTEN     0.0.0.0:8502     GatewayService for the operator (needs the credential)
+MOEFLEET_HEALTH_LISTEN      0.0.0.0:8503     grpc.health.v1 of the picker for probes: `readiness`, `liveness`
+MOEFLEET_METRICS_LISTEN     0.0.0.0:9091     HTTP /metrics (picker) and /metrics/envoy
+MOEFLEET_CONTROL_KEY_FILE   (empty)          the release's control key; empty: no credentials, by hand and in tests only
+MOEFLEET_WATCH_NAMESPACES   (empty)          comma list; empty: all namespaces
+MOEFLEET_HOLD_MAX_S         600              no request is held longer, whatever its fleet's limits.hold says
+MOEFLEET_DRAIN_S            900              after SIGTERM running streams have so long; match the pod's grace period
+MOEFLEET_ENVOY_BINARY       envoy            what `python -m moefleet_gateway envoy` starts
+MOEFLEET_ENVOY_CONCURRENCY  0                Envoy worker threads; 0: from MOEFLEET_CPU_LIMIT_MILLIS, at least 1, else 2
+MOEFLEET_CPU_LIMIT_MILLIS   (empty)          limits.cpu of the envoy container by the downward API
+MOEFLEET_LOG_LEVEL          info
+POD_NAME, POD_UID, NAMESPACE                 identity, by the downward API; by hand: host name and a random uid
+KUBECONFIG                  (empty)          empty: in-cluster configuration
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# A gRPC message of a consumer may have so many bytes (gRPC's own default): 128 K token ids are 0.4 MiB and
+# 128 K tokens of text about 0.6 MiB. The picker refuses more with INVALID_ARGUMENT.
+MESSAGE_MAX_BYTES = 4 * 1024 * 1024
+# What Envoy buffers of a request, so that the picker's clear refusal comes before Envoy's bare 413.
+ENVOY_BUFFER_BYTES = 32 * 1024 * 1024
+
+
+class SettingsError(ValueError):
+    """A variable has a value that cannot be used; the message names both."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    run_dir: Path
+    listen: HostPort
+    control_listen: HostPort
+    health_listen: HostPort
+    metrics_listen: HostPort
+    control_key_file: Path | None
+    watch_namespaces: tuple[str, ...]
+    hold_max_s: float
+    drain_s: float
+    envoy_binary: str
+    envoy_concurrency: int
+    log_level: str
+    pod_name: str
+    pod_uid: str
+    namespace: str
+    kubeconfig: str
+
+    @property
+    def picker_socket(self) -> Path:
+        return self.run_dir / "picker.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run_dir / "admin.sock"
+
+    @property
+    def bootstrap_path(self) -> Path:
+        return self.run_dir / "envoy.json"
+
+
+def load(env: Mapping[str, str]) -> Settings:
+    key_file = env.get("MOEFLEET_CONTROL_KEY_FILE", "")
+    return Settings(
+        run_dir=Path(env.get("MOEFLEET_RUN_DIR") or "/run/moefleet"),
+        listen=_host_port(env, "MOEFLEET_LISTEN", "0.0.0.0:8080"),
+        control_listen=_host_port(env, "MOEFLEET_CONTROL_LISTEN", "0.0.0.0:8502"),
+        health_listen=_host_port(env, "MOEFLEET_HEALTH_LISTEN", "0.0.0.0:8503"),
+        metrics_listen=_host_port(env, "MOEFLEET_METRICS_LISTEN", "0.0.0.0:9091"),
+        control_key_file=Path(key_file) if key_file else None,
+        watch_namespaces=tuple(
+            n.strip() for n in env.get("MOEFLEET_WATCH_NAMESPACES", "").split(",") if n.strip()
+        ),
+        hold_max_s=_number(env, "MOEFLEET_HOLD_MAX_S", 600.0, 0.0, 3600.0),
+        drain_s=_number(env, "MOEFLEET_DRAIN_S", 900.0, 0.0, 86400.0),
+        envoy_binary=env.get("MOEFLEET_ENVOY_BINARY") or "envoy",
+        envoy_concurrency=_concurrency(env),
+        log_level=env.get("MOEFLEET_LOG_LEVEL") or "info",
+        pod_name=env.get("POD_NAME") or socket.gethostname(),
+        pod_uid=env.get("POD_UID") or str(uuid.uuid4()),
+        namespace=env.get("NAMESPACE") or "default",
+        kubeconfig=env.get("KUBECONFIG", ""),
+    )
+
+
+def parse_host_port(text: str, what: str) -> HostPort:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise SettingsError(f"{what} must be host:port, found {text!r}")
+    return HostPort(host, int(port))
+
+
+def _host_port(env: Mapping[str, str], name: str, default: str) -> HostPort:
+    return parse_host_port(env.get(name) or default, name)
+
+
+def _number(env: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = env.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        raise SettingsError(f"{name} must be a number of seconds, found {text!r}") from None
+    if not low <= value <= high:
+        raise SettingsError(f"{name} must be in {low:g}..{high:g}, found {text!r}")
+    return value
+
+
+def _concurrency(env: Mapping[str, str]) -> int:
+    wanted = int(_number(env, "MOEFLEET_ENVOY_CONCURRENCY", 0, 0, 256))
+    if wanted:
+        return wanted
+    millis = int(_number(env, "MOEFLEET_CPU_LIMIT_MILLIS", 2000, 0, 1e6))
+    return max(1, millis // 1000)
