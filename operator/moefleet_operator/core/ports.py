@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from moefleet_operator.planning.facts import PodFacts
+from moefleet_operator.planning.observed import Replica
+
 from .effects import Effect
-from .events import Event, Outcome
+from .events import Event, Json, Key, Outcome
 
 
 class Brain(Protocol):
@@ -14,6 +17,28 @@ class Brain(Protocol):
 
     def on(self, event: Event, now: float, wall: float) -> Sequence[Effect]:
         """now: monotonic seconds; wall: unix seconds. Deterministic; never raises for anything the world can send."""
+        ...
+
+
+class View(Protocol):
+    """What telemetry, scaling and metrics read of the core between two events, on the same thread. `Core` has these."""
+
+    def leading(self, now: float) -> bool: ...
+
+    def fleets(self) -> Mapping[Key, Json]:
+        """MoEFleets as the API server has them (spec, status and metadata.uid are enough), deleted ones not."""
+        ...
+
+    def target(self, fleet: Key) -> int | None:
+        """The number of replicas that the planner steers to; None while it is not known."""
+        ...
+
+    def replicas(self, fleet: Key) -> Sequence[Replica]:
+        """Replica pods of the fleet, draining and terminating ones too."""
+        ...
+
+    def gateways(self) -> Sequence[PodFacts]:
+        """Gateway pods that are not terminating or finished, ready or not."""
         ...
 
 
