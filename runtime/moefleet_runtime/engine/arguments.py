@@ -27,14 +27,15 @@ class SimulatedFaults(_Arguments):
 
 class SimulatedArguments(_Arguments):
     # Name of a calibration of moefleet_perf, or the calibration itself.
-    calibration: str | dict[str, Any] = "tiny-cpu"
+    calibration: str | dict[str, Any] = "deepseek-v2-8xh800"
     # 1.0: as calibrated; 0.02: 50 times slower.
     speed: float = Field(default=1.0, gt=0, le=1000)
     # How long start() takes, in real seconds whatever `speed` is.
     start_seconds: float = Field(default=0.0, ge=0, le=86400)
-    # Probability that an answer ends at a token is 1/this: 0 never ends before max_tokens.
+    # Answers end by themselves after so many tokens on average (geometric); 0: only at max_tokens.
     mean_output_tokens: int = Field(default=0, ge=0)
-    vocabulary_size: int = Field(default=102400, ge=300, le=1 << 24)
+    # Absent: of the checkpoint's config.json when there is one, else DeepSeek-V2's 102400.
+    vocabulary_size: int | None = Field(default=None, ge=300, le=1 << 24)
     faults: SimulatedFaults = Field(default_factory=SimulatedFaults)
 
 

@@ -1,0 +1,171 @@
+"""From a checked request to a stream of pieces: what both generating services share.
+
+The first token goes out at once. After it, tokens wait for each other for a moment: a message costs the same whether it
+carries one token or ten, and messages are what a busy replica's server spends its processor on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Final, assert_never
+
+import grpc
+
+from moefleet_runtime.engine.base import EngineRequest, Finish
+from moefleet_runtime.host.client import EngineClient
+from moefleet_runtime.host.stream import StreamFault
+from moefleet_runtime.metrics import ServerMetrics
+from moefleet_runtime.serving.admission import Admission, Guest
+from moefleet_runtime.serving.problems import (
+    RETRY_ELSEWHERE_S,
+    Problem,
+    Violation,
+    invalid,
+)
+
+# Tokens of one stream go out together when they come within this time, or as soon as there are so many.
+WINDOW_S: Final = 0.020
+WINDOW_TOKENS: Final = 32
+# A message costs this much processor time (grpc.aio with uvloop, measured); with many streams the window grows so that
+# messages take at most half a core: 1000 streams send at most every 60 ms each.
+MESSAGE_COST_S: Final = 30e-6
+SHARE_OF_CORE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        return (
+            ("x-usage-prompt-tokens", str(self.prompt_tokens)),
+            ("x-usage-completion-tokens", str(self.completion_tokens)),
+            ("x-usage-cached-tokens", str(self.cached_tokens)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    tokens: list[int]
+    usage: Usage
+    # Set in the last piece.
+    finish: Finish | None = None
+
+
+def window_s(streams: int) -> float:
+    return max(WINDOW_S, streams * MESSAGE_COST_S / SHARE_OF_CORE)
+
+
+class EndedError(Exception):
+    """A stream that ended otherwise than by its own finish, with what it had used."""
+
+    def __init__(self, problem: Problem, usage: Usage) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+        self.usage = usage
+
+
+class Generation:
+    def __init__(
+        self,
+        client: EngineClient,
+        admission: Admission,
+        metrics: ServerMetrics,
+        *,
+        stream_duration_s: float,
+    ) -> None:
+        self._client = client
+        self._admission = admission
+        self._metrics = metrics
+        self._stream_duration_s = stream_duration_s
+        self._numbers = count()
+
+    def new_request_id(self) -> str:
+        """For a client that chose none; and the engine's own ids, which no client can collide with."""
+        return f"r{next(self._numbers)}"
+
+    async def run(self, guest: Guest, request: EngineRequest) -> AsyncIterator[Piece]:
+        """Pieces until the last, which has a finish. Raises EndedError. Leaving it early frees the engine."""
+        began_s = guest.entered_s
+        prompt_tokens = len(request.prompt)
+        stream = self._client.submit(request)
+        guest.stream = stream
+        # The engine and the pipe have it now; a queue of long prompts must not be held twice.
+        del request
+        last_chance = asyncio.get_running_loop().call_later(
+            max(began_s + self._stream_duration_s - time.monotonic(), 0.0),
+            stream.end,
+            StreamFault(
+                "late",
+                f"streams of this fleet end after {self._stream_duration_s:g} s (limits.streamDuration)",
+            ),
+        )
+        outcome = "cancelled"
+        used = Usage(prompt_tokens, 0, 0)
+        try:
+            need, until_s = 1, None
+            while True:
+                await stream.wait(need, until_s)
+                if not stream.pending and not stream.ended:
+                    # The window closed over nothing: the next token goes out as soon as it comes.
+                    need, until_s = 1, None
+                    continue
+                used = replace(used, completion_tokens=stream.produced, cached_tokens=stream.cached_tokens)
+                if stream.fault is not None:
+                    outcome = stream.fault.kind
+                    raise EndedError(self._problem(stream.fault), used)
+                tokens, finish = stream.take(), stream.finish
+                if finish is not None:
+                    outcome = finish.name.lower()
+                yield Piece(tokens, used, finish)
+                if finish is not None:
+                    return
+                need, until_s = WINDOW_TOKENS, time.monotonic() + window_s(self._client.streams)
+        finally:
+            last_chance.cancel()
+            self._client.abort(stream)
+            first_s = None if stream.first_at_s is None else stream.first_at_s - began_s
+            spread_s = stream.last_at_s - (stream.first_at_s or 0.0)
+            self._metrics.ended(outcome, first_s, spread_s, stream.produced)
+
+    def _problem(self, fault: StreamFault) -> Problem:
+        match fault.kind:
+            case "full":
+                return self._admission.refuse_full(fault.message)
+            case "invalid":
+                return invalid(Violation("request", fault.message))
+            case "step":
+                return Problem(
+                    grpc.StatusCode.INTERNAL,
+                    "STEP_FAILED",
+                    f"the step with this request failed: {fault.message}",
+                )
+            case "dead":
+                return Problem(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "ENGINE_DIED",
+                    f"the engine is gone: {fault.message}",
+                    retry_after_s=RETRY_ELSEWHERE_S,
+                )
+            case "cut":
+                return Problem(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "STREAM_CUT",
+                    fault.message,
+                    retry_after_s=RETRY_ELSEWHERE_S,
+                )
+            case "late":
+                return Problem(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    "STREAM_DURATION_EXCEEDED",
+                    fault.message,
+                    metadata={"streamDurationS": f"{self._stream_duration_s:g}"},
+                )
+            case _:
+                assert_never(fault.kind)

@@ -1,0 +1,339 @@
+"""The replica: everything of the server process put together, from the first listening socket to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import structlog
+from moefleet.replica.v1 import replica_pb2 as pb
+
+from moefleet_runtime.ending import Exit, Failure, FatalError
+from moefleet_runtime.engine.base import EngineInfo, EngineRequest, EngineSettings, Finish
+from moefleet_runtime.host.client import EngineClient
+from moefleet_runtime.life import (
+    CanaryFailed,
+    CanaryPassed,
+    EngineStarted,
+    Event,
+    Failed,
+    HostUp,
+    Life,
+    Phase,
+    State,
+    StepFailed,
+    StreamsChanged,
+    Terminated,
+    advance,
+)
+from moefleet_runtime.metrics import ServerMetrics
+from moefleet_runtime.serving.admission import Admission
+from moefleet_runtime.serving.checks import ModelLimits
+from moefleet_runtime.serving.control import Changes, ReplicaService
+from moefleet_runtime.serving.generation import Generation
+from moefleet_runtime.serving.health import Health
+from moefleet_runtime.serving.inference import InferenceService, Served
+from moefleet_runtime.serving.listening import Listeners
+from moefleet_runtime.serving.trtllm import ReplicaView, TrtllmService
+from moefleet_runtime.settings import Settings
+from moefleet_runtime.source import locate_source, resolve_source
+from moefleet_runtime.tokenizer import load_tokenizer
+
+log = structlog.get_logger()
+
+# How often the engine is looked at for a hang.
+CHECK_S: Final = 0.25
+# The canary: a few real tokens, from any prompt; more would only make cold starts longer.
+CANARY_PROMPT_TOKENS: Final = 8
+CANARY_TOKENS: Final = 4
+# After the last stream: what the last messages, trailers and watchers may take to be on the wire.
+FAREWELL_S: Final = 1.0
+# Checkpoint folders that a Simulated engine can do without.
+NEEDS_CHECKPOINT: Final = {"Torch": True, "TensorRTLLM": True, "Simulated": False}
+DEFAULT_BATCH_SIZE: Final = 64
+DEFAULT_BATCH_TOKENS: Final = 256
+
+
+class Replica:
+    """Also the engine client's Watcher."""
+
+    def __init__(self, settings: Settings) -> None:
+        config = settings.config
+        self._settings = settings
+        self._config = config
+        self._incarnation = uuid.uuid4().hex
+        self._seq = 0
+        self._life = Life(born_s=time.monotonic())
+        self._changes = Changes()
+        self._over = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._model_path = _model_path(settings)
+        self.client = EngineClient(self, stall_s=config.limits.stall_s)
+        self._served = Served(
+            names=config.model_names,
+            fleet=config.fleet,
+            engine=config.engine.type,
+            pod_uid=settings.pod_uid,
+        )
+        self._admission = Admission(
+            pod_uid=settings.pod_uid,
+            model_name=config.model.name,
+            queued_requests=config.limits.queued_requests,
+            life=lambda: self._life,
+            on_change=lambda inside: self.apply(StreamsChanged(inside)),
+        )
+        self._metrics = ServerMetrics(
+            model=config.model.name,
+            kv_block_tokens=int(getattr(config.engine.arguments, "block_tokens", 32)),
+        )
+        self._metrics.watch(lambda: self.client.load)
+        self._generation = Generation(
+            self.client,
+            self._admission,
+            self._metrics,
+            stream_duration_s=config.limits.stream_duration_s,
+        )
+        self._view = ReplicaView(self._life, config.engine.parallelism.tensor)
+        self._health = Health()
+
+    @property
+    def life(self) -> Life:
+        return self._life
+
+    async def run(self) -> tuple[Exit, Failure | None]:
+        """Serves until told to stop or until nothing can be served any more."""
+        config = self._config
+        listeners = Listeners()
+        # One thread: tokenising is for the processor that streams need too.
+        tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
+        try:
+            # Before anything else has threads or descriptors that the host process could inherit.
+            await self.client.start(config.engine.type, _engine_settings(self._settings, self._model_path))
+            self.apply(HostUp())
+            await listeners.open(
+                config,
+                inference=InferenceService(self._served, self._admission, self._generation, tokenizing),
+                trtllm=TrtllmService(self._served, self._admission, self._generation, self._view),
+                replica=ReplicaService(
+                    pod_uid=self._settings.pod_uid,
+                    token_sha256=config.control.token_sha256,
+                    life=lambda: self._life,
+                    apply=self.apply,
+                    sample=self.sample,
+                    changes=self._changes,
+                ),
+                health=self._health,
+                registry=self._metrics.registry,
+            )
+            if not config.control.token_sha256:
+                log.warning("control port unchecked", reason="control.tokenSha256 is empty")
+            checking = asyncio.create_task(self._check())
+            await self._over.wait()
+            checking.cancel()
+            return await self._end(listeners)
+        except FatalError as error:
+            return error.failure.exit, error.failure
+        finally:
+            await self.client.stop()
+            await listeners.close(0)
+            tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    def apply(self, event: Event) -> None:
+        """The one place where the replica's life changes."""
+        before = self._life
+        self._life = self._view.life = life = advance(before, event, time.monotonic())
+        if life == before:
+            return
+        self._health.show(life)
+        if life.state is not before.state or life.phase is not before.phase:
+            log.info(
+                "state",
+                state=life.state.name.capitalize(),
+                was=before.state.name.capitalize(),
+                why=life.explanation,
+                active=life.active,
+            )
+            self._metrics.state(life.state, State)
+            self._changes.announce()
+        if life.over:
+            self._over.set()
+
+    def terminate(self, signal_name: str) -> None:
+        """SIGTERM and SIGINT. The second one does not wait for streams any more."""
+        if self._life.terminated:
+            self._cut(f"the process was told to stop again ({signal_name})")
+            return
+        log.info("told to stop", signal=signal_name, active=self._admission.inside)
+        self.apply(Terminated())
+        if not self._life.over:
+            asyncio.get_running_loop().call_later(
+                self._config.drain_timeout_s,
+                self._cut,
+                f"the replica ends: drainTimeoutS of {self._config.drain_timeout_s:g} s is over",
+            )
+
+    def sample(self) -> pb.LoadSample:
+        self._seq += 1
+        load, life, admission = self.client.load, self._life, self._admission
+        queued = min(load.queued, admission.inside)
+        steps = load.steps
+        return pb.LoadSample(
+            pod_uid=self._settings.pod_uid,
+            incarnation=self._incarnation,
+            seq=self._seq,
+            state=pb.ReplicaState.Name(life.state),
+            message=life.explanation,
+            active=admission.inside - queued,
+            queued=queued,
+            outstanding_prefill_tokens=load.outstanding_prefill_tokens,
+            outstanding_decode_tokens=load.outstanding_decode_tokens,
+            kv_used_tokens=load.kv_used_tokens,
+            kv_max_tokens=load.kv_max_tokens,
+            steps=pb.StepSums(**{name: getattr(steps, name) for name in steps.__slots__}),
+            prompt_tokens_total=load.prompt_tokens_total,
+            cached_tokens_total=load.cached_tokens_total,
+            output_tokens_total=load.output_tokens_total,
+            oldest_active_s=admission.oldest_s(time.monotonic()),
+            admitted_total=admission.admitted_total,
+            refused_total=admission.refused_total,
+            cut_total=admission.cut_total,
+            start_s=life.start_s,
+        )
+
+    # -- what the engine client reports
+
+    def engine_started(self, info: EngineInfo) -> None:
+        try:
+            self._served.tokenizer = load_tokenizer(self._model_path, info.vocabulary_size)
+        except FatalError as error:
+            self.apply(Failed(error.failure))
+            return
+        self._view.info = info
+        self._served.limits = ModelLimits(
+            context_length=min(info.context_length, self._config.context_length),
+            vocabulary_size=info.vocabulary_size,
+            kv_max_tokens=info.kv_max_tokens,
+        )
+        self._admission.places = info.max_batch_size + self._config.limits.queued_requests
+        log.info(
+            "engine started",
+            engine=self._config.engine.type,
+            version=info.engine_version,
+            device=info.device,
+            context_length=self._served.limits.context_length,
+            kv_max_tokens=info.kv_max_tokens,
+            max_batch_size=info.max_batch_size,
+        )
+        self.apply(EngineStarted())
+        self._spawn_canary()
+
+    def engine_failed(self, failure: Failure) -> None:
+        log.error("engine failed", reason=failure.reason, message=failure.message)
+        self.apply(Failed(failure))
+
+    def engine_step_failed(self, message: str) -> None:
+        log.error("step failed", message=message)
+        serving = self._life.phase is Phase.SERVING
+        self.apply(StepFailed(message))
+        if serving:
+            self._spawn_canary()
+
+    def _spawn_canary(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._canary())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _canary(self) -> None:
+        """Real tokens through the whole engine, or the replica is not ready whatever the engine says of itself."""
+        info = self._view.info
+        assert info is not None
+        # A prompt that no cache knows: it starts with what the clock says.
+        salt = time.monotonic_ns()
+        prompt = tuple((salt >> shift) % info.vocabulary_size for shift in range(CANARY_PROMPT_TOKENS))
+        wanted = min(CANARY_TOKENS, info.context_length - len(prompt))
+        request = EngineRequest(
+            f"canary-{salt}", prompt, wanted, ignore_eos=True, cache_salt=f"canary-{salt}"
+        )
+        stream = self.client.submit(request)
+        began_s = time.monotonic()
+        await stream.wait(wanted + 1)
+        if stream.finish is Finish.LENGTH and stream.produced == wanted:
+            log.info("canary passed", seconds=round(time.monotonic() - began_s, 3), tokens=stream.produced)
+            self.apply(CanaryPassed())
+            return
+        found = stream.fault.message if stream.fault else f"finish {stream.finish!r}"
+        self.apply(
+            CanaryFailed(
+                f"wanted {wanted} tokens for a prompt of {len(prompt)}, got {stream.produced}: {found}"
+            )
+        )
+
+    # -- going on and ending
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            self.client.check(time.monotonic())
+            self._metrics.cut(self._admission.cut_total)
+            for reason, total in self._admission.refused.items():
+                self._metrics.refused(reason, total)
+
+    def _cut(self, why: str) -> None:
+        if not self._life.terminated or not self._admission.inside:
+            return
+        cut = self._admission.cut(why)
+        log.error("streams cut", streams=cut, cut_total=self._admission.cut_total, why=why)
+
+    async def _end(self, listeners: Listeners) -> tuple[Exit, Failure | None]:
+        self._changes.announce()
+        # A failure leaves streams that were just answered; a drain leaves none, only watchers.
+        await listeners.close(FAREWELL_S)
+        failure = self._life.failure
+        if failure is not None:
+            return failure.exit, failure
+        cut = self._admission.cut_total
+        log.info("ends", served=self._admission.admitted_total, cut=cut)
+        return (Exit.STREAMS_CUT if cut else Exit.DRAINED), None
+
+
+def _model_path(settings: Settings) -> Path | None:
+    config = settings.config
+    if NEEDS_CHECKPOINT[config.engine.type]:
+        return resolve_source(config.model.source)
+    # Stands in for a checkpoint: uses its tokenizer when the folder is here, and does without when it is not.
+    with contextlib.suppress(FatalError):
+        folder = locate_source(config.model.source)
+        if folder.is_dir():
+            return folder
+    if config.model.source:
+        log.info("no checkpoint folder", source=config.model.source, tokenizer="built in")
+    return None
+
+
+def _engine_settings(settings: Settings, model_path: Path | None) -> EngineSettings:
+    config = settings.config
+    engine = config.engine
+    simulated = engine.type == "Simulated"
+    return EngineSettings(
+        model_name=config.model.name,
+        model_path=model_path,
+        context_length=config.context_length,
+        arguments=engine.arguments,
+        precision=engine.precision,
+        kv_precision=engine.kv_cache.precision,
+        kv_memory_fraction=engine.kv_cache.memory_fraction,
+        kv_reuse=engine.kv_cache.reuse,
+        # 0: the calibration's own.
+        max_batch_size=engine.limits.max_batch_size or (0 if simulated else DEFAULT_BATCH_SIZE),
+        max_batch_tokens=engine.limits.max_batch_tokens or (0 if simulated else DEFAULT_BATCH_TOKENS),
+        max_queued=config.limits.queued_requests,
+        tensor_parallel=engine.parallelism.tensor,
+        expert_parallel=engine.parallelism.expert,
+        attention_data_parallel=engine.parallelism.attention_data,
+        cpus=settings.cpus,
+    )

@@ -1,0 +1,241 @@
+"""trtllm.TrtllmService: token ids in and out, as `trtllm-serve --grpc` speaks, so that gateways made for it find it here.
+
+What the engines behind our protocol do not do (beams, guided decoding, log-probabilities, ...) is refused by name: an answer
+that silently left a constraint out would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+from smg_grpc_proto.generated import trtllm_service_pb2 as pb
+from smg_grpc_proto.generated import trtllm_service_pb2_grpc as services
+
+from moefleet_runtime.engine.base import EngineInfo, EngineRequest, Finish
+from moefleet_runtime.life import Life
+from moefleet_runtime.serving import checks
+from moefleet_runtime.serving.admission import Admission
+from moefleet_runtime.serving.generation import EndedError, Generation, Piece
+from moefleet_runtime.serving.inference import Served
+from moefleet_runtime.serving.problems import (
+    Context,
+    Problem,
+    Violation,
+    answer_with,
+    invalid,
+    refusal,
+    unimplemented,
+)
+
+_FINISH = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
+
+
+class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unused-ignore]
+    def __init__(
+        self, served: Served, admission: Admission, generation: Generation, state: ReplicaView
+    ) -> None:
+        self._served = served
+        self._admission = admission
+        self._generation = generation
+        self._state = state
+
+    async def Generate(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            self._admission.check(context.invocation_metadata() or ())
+            if self._served.limits is None:
+                raise refusal("not-serving", "this replica has not loaded its model yet")
+            engine_request = self._engine_request(request, self._served.limits)
+            guest = self._admission.enter(request.request_id or self._generation.new_request_id())
+        except Problem as problem:
+            await answer_with(context, problem)
+        try:
+            answer: list[int] = []
+            first = True
+            async for piece in self._generation.run(guest, engine_request):
+                if first:
+                    await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
+                    first = False
+                stop = piece.tokens[-1] if piece.finish is Finish.STOP and piece.tokens else None
+                tokens = piece.tokens
+                if stop is not None and not request.include_stop_token_in_output:
+                    tokens = tokens[:-1]
+                answer.extend(tokens)
+                if piece.finish is Finish.CANCELLED:
+                    raise EndedError(
+                        Problem(grpc.StatusCode.CANCELLED, "ABORTED", "the request was aborted"), piece.usage
+                    )
+                if request.streaming and tokens:
+                    yield _chunk(guest.request_id, tokens, piece)
+                if piece.finish is not None:
+                    context.set_trailing_metadata(piece.usage.trailers())
+                    yield _complete(guest.request_id, answer, piece, stop)
+        except EndedError as ended:
+            await answer_with(context, ended.problem, ended.usage.trailers())
+        finally:
+            self._admission.leave(guest)
+
+    async def Abort(self, request: Any, context: Context) -> Any:
+        guest = self._admission.find(request.request_id)
+        if guest is None or guest.stream is None:
+            return pb.AbortResponse(
+                success=False, message=f"request {request.request_id!r} does not run here"
+            )
+        guest.stream.cancel()
+        return pb.AbortResponse(success=True, message="aborted")
+
+    async def HealthCheck(self, request: Any, context: Context) -> Any:
+        life = self._state.life
+        return pb.HealthCheckResponse(status="OK" if life.takes_work else life.explanation)
+
+    async def GetModelInfo(self, request: Any, context: Context) -> Any:
+        info = await self._info(context)
+        limits = self._served.limits
+        longest = limits.longest if limits else info.context_length
+        return pb.GetModelInfoResponse(
+            model_id=self._served.name,
+            max_input_len=longest - 1,
+            max_seq_len=longest,
+            max_batch_size=info.max_batch_size,
+            vocab_size=info.vocabulary_size,
+            hidden_size=info.hidden_size,
+            num_layers=info.layers,
+            num_heads=info.heads,
+        )
+
+    async def GetServerInfo(self, request: Any, context: Context) -> Any:
+        await self._info(context)
+        return pb.GetServerInfoResponse(
+            version=f"moefleet {_version()}",
+            backend=self._served.engine,
+            tensor_parallel_size=self._state.tensor_parallel,
+            pipeline_parallel_size=1,
+            context_parallel_size=1,
+            world_size=self._state.tensor_parallel,
+        )
+
+    async def Embed(self, request: Any, context: Context) -> Any:
+        await answer_with(context, unimplemented("trtllm.TrtllmService/Embed"))
+
+    async def GetTokenizer(self, request: Any, context: Context) -> Any:
+        await answer_with(context, unimplemented("trtllm.TrtllmService/GetTokenizer"))
+
+    async def SubscribeKvEvents(self, request: Any, context: Context) -> Any:
+        await answer_with(context, unimplemented("trtllm.TrtllmService/SubscribeKvEvents"))
+
+    async def _info(self, context: Context) -> EngineInfo:
+        info = self._state.info
+        if info is None:
+            await answer_with(
+                context,
+                refusal("not-serving", f"this replica does not serve: {self._state.life.explanation}"),
+            )
+        return info
+
+    def _engine_request(self, request: Any, limits: checks.ModelLimits) -> EngineRequest:
+        sampling = request.sampling_config
+        prompt = tuple(request.tokenized.input_token_ids)
+        wrong = checks.check_names(request.request_id)
+        wrong += checks.check_prompt(limits, prompt, "tokenized.input_token_ids")
+        wrong += _unsupported(request)
+        if not wrong:
+            wrong += checks.max_tokens_for(limits, len(prompt), request.max_tokens, "max_tokens")[1]
+        # As TensorRT-LLM: greedy unless one of the three is given, and then temperature 1 unless given.
+        sampled = any(sampling.HasField(name) for name in ("temperature", "top_k", "top_p"))
+        temperature = sampling.temperature if sampling.HasField("temperature") else 1.0 if sampled else 0.0
+        top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
+        wrong += checks.check_sampling(temperature, sampling.top_k, top_p, prefix="sampling_config")
+        wrong += checks.check_stops(limits, request.stop_token_ids, "stop_token_ids")
+        if wrong:
+            raise invalid(*wrong)
+        return EngineRequest(
+            request_id=self._generation.new_request_id(),
+            prompt=prompt,
+            max_tokens=request.max_tokens,
+            temperature=temperature,
+            top_k=sampling.top_k,
+            top_p=top_p,
+            seed=sampling.seed if sampling.HasField("seed") else None,
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            cache_salt=str(request.cache_salt_id) if request.HasField("cache_salt_id") else "",
+        )
+
+
+@dataclass(slots=True)
+class ReplicaView:
+    """What the information calls tell; kept up to date by the replica."""
+
+    life: Life
+    tensor_parallel: int
+    info: EngineInfo | None = None
+
+
+def _unsupported(request: Any) -> list[Violation]:
+    """Fields that change the answer and that we cannot honour. Values that mean "off" pass."""
+    sampling, output = request.sampling_config, request.output_config
+    asked = {
+        "guided_decoding": request.HasField("guided_decoding"),
+        "embedding_bias": bool(request.embedding_bias),
+        "lora_config": request.HasField("lora_config"),
+        "prompt_tuning_config": request.HasField("prompt_tuning_config"),
+        "multimodal_input": request.HasField("multimodal_input"),
+        "disaggregated_params": request.HasField("disaggregated_params"),
+        "lookahead_config": request.HasField("lookahead_config"),
+        "stop": bool(request.stop),
+        "bad": bool(request.bad),
+        "bad_token_ids": bool(request.bad_token_ids),
+        "sampling_config.beam_width": sampling.beam_width > 1,
+        "sampling_config.num_return_sequences": sampling.num_return_sequences > 1,
+        "sampling_config.min_tokens": sampling.min_tokens > 0,
+        "sampling_config.repetition_penalty": sampling.HasField("repetition_penalty")
+        and sampling.repetition_penalty != 1.0,
+        "sampling_config.presence_penalty": sampling.presence_penalty != 0.0,
+        "sampling_config.frequency_penalty": sampling.frequency_penalty != 0.0,
+        "sampling_config.min_p": sampling.min_p > 0.0,
+        "sampling_config.no_repeat_ngram_size": sampling.no_repeat_ngram_size > 0,
+        "output_config.logprobs": output.HasField("logprobs") and output.logprobs >= 0,
+        "output_config.prompt_logprobs": output.HasField("prompt_logprobs") and output.prompt_logprobs >= 0,
+        "output_config.return_context_logits": output.return_context_logits,
+        "output_config.return_generation_logits": output.return_generation_logits,
+    }
+    return [
+        Violation(name, "is not supported by this engine") for name, is_asked in asked.items() if is_asked
+    ]
+
+
+def _chunk(request_id: str, tokens: list[int], piece: Piece) -> Any:
+    return pb.GenerateResponse(
+        request_id=request_id,
+        chunk=pb.GenerateStreamChunk(
+            token_ids=tokens,
+            prompt_tokens=piece.usage.prompt_tokens,
+            completion_tokens=piece.usage.completion_tokens,
+            cached_tokens=piece.usage.cached_tokens,
+        ),
+    )
+
+
+def _complete(request_id: str, answer: list[int], piece: Piece, stop: int | None) -> Any:
+    assert piece.finish is not None
+    return pb.GenerateResponse(
+        request_id=request_id,
+        complete=pb.GenerateComplete(
+            output_token_ids=answer,
+            finish_reason=_FINISH[piece.finish],
+            matched_token_id=stop,
+            prompt_tokens=piece.usage.prompt_tokens,
+            completion_tokens=piece.usage.completion_tokens,
+            cached_tokens=piece.usage.cached_tokens,
+        ),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("moefleet")
+    except PackageNotFoundError:
+        return "unknown"
