@@ -1,20 +1,6 @@
-"""Times as the API server writes them. Pure text and arithmetic: no clock is read here."""
+"""Times as the API server writes them, for those who execute effects."""
 
-from __future__ import annotations
+from moefleet_operator.planning.facts import unix_seconds
+from moefleet_operator.planning.timestamps import rfc3339, rfc3339_micro
 
-from datetime import UTC, datetime
-
-
-def rfc3339(wall: float) -> str:
-    """Unix seconds -> metav1.Time (whole seconds)."""
-    return datetime.fromtimestamp(int(wall), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def rfc3339_micro(wall: float) -> str:
-    """Unix seconds -> metav1.MicroTime, which Leases and Events use."""
-    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def unix_seconds(text: str) -> float:
-    """metav1.Time or MicroTime -> unix seconds."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+__all__ = ["rfc3339", "rfc3339_micro", "unix_seconds"]

@@ -1,0 +1,202 @@
+"""`plan(observed, now)`: everything to be done about one fleet now, in any order, each step with its reason.
+
+Applied to what it describes, a plan leads to a state whose plan has nothing more to do at the same time. A restart
+between any two steps is harmless: the next plan is made from what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moefleet_operator import names
+from moefleet_operator.api import conditions as reasons
+from moefleet_operator.rendering.pdb import render_pdb
+from moefleet_operator.rendering.pod import RenderedPod
+from moefleet_operator.rendering.service import render_service
+
+from . import drain
+from .children import child
+from .facts import PodFacts
+from .observed import Observed, Replica
+from .registration import registration
+from .shape import FAILED_KEEP_MAX, FAILED_KEEP_S, Shape, closed, failed_at, shape
+from .status import Work, status
+from .steps import AdoptReplica, AnyStep, CallResume, CreateReplica, DeleteReplica, Plan
+from .target import target
+
+
+def plan(observed: Observed, now: float) -> Plan:
+    if observed.fleet.deleting:
+        return Plan(waits=("the fleet is being deleted: nothing is created, its pods end by themselves",))
+    wanted = target(observed)
+    made = shape(observed, wanted, now)
+    builder = _Builder(observed, now, made)
+    builder.take_away()
+    builder.bring_back()
+    builder.keep_roads()
+    builder.clean_failed()
+    builder.adopt_or_create()
+    builder.keep_children(wanted.replicas)
+    return Plan(
+        steps=tuple(builder.steps),
+        target=wanted,
+        status=status(observed, Work(wanted, made, tuple(builder.waits), bool(builder.steps)), now),
+        wake_at=builder.wake_at,
+        waits=tuple(builder.waits),
+    )
+
+
+class _Builder:
+    def __init__(self, observed: Observed, now: float, made: Shape) -> None:
+        self.observed = observed
+        self.now = now
+        self.made = made
+        self.steps: list[AnyStep] = []
+        self.waits: list[str] = []
+        self.wake_at = made.wake_at
+
+    def take_away(self) -> None:
+        for leaving in self.made.drain:
+            self.steps.append(drain.begin(leaving.replica, leaving.reason, leaving.message))
+
+    def bring_back(self) -> None:
+        for replica in self.made.resume:
+            step = drain.resume(replica, self.made.create_message or "wanted again: warm before cold")
+            if step is not None:
+                self.steps.append(step)
+
+    def keep_roads(self) -> None:
+        """Draining replicas go on, live ones get their label and their gate."""
+        leaving = {entry.replica.uid for entry in self.made.drain}
+        back = {replica.uid for replica in self.made.resume}
+        for replica in self.observed.replicas:
+            if (
+                replica.uid in leaving
+                or replica.uid in back
+                or replica.pod.terminating
+                or replica.pod.finished
+            ):
+                continue
+            if replica.draining:
+                self._go(drain.road(self.observed, replica, self.now))
+                continue
+            if (step := drain.label(replica)) is not None:
+                self.steps.append(step)
+            if (call := self._reopen(replica)) is not None:
+                self.steps.append(call)
+            self._go(registration(self.observed, replica, self.now))
+
+    def clean_failed(self) -> None:
+        """Failed pods are evidence for people and the memory of the backoff; only the newest are kept, and not for long."""
+        failed = sorted(
+            (
+                (at, r)
+                for r in self.observed.replicas
+                if not r.pod.terminating and (at := failed_at(r)) is not None
+            ),
+            key=lambda pair: (pair[0], pair[1].name),
+        )
+        keep = {r.uid for _, r in failed[-FAILED_KEEP_MAX:]}
+        for at, replica in failed:
+            if replica.uid in keep and self.now < at + FAILED_KEEP_S:
+                self._wake(at + FAILED_KEEP_S)
+                continue
+            self.steps.append(
+                DeleteReplica(
+                    name=replica.name,
+                    uid=replica.uid,
+                    reason=reasons.REPLACING_REPLICA,
+                    message=f"it failed {self.now - at:.0f} s ago and {len(failed)} failed pods are kept",
+                    grace_s=None,
+                )
+            )
+
+    def adopt_or_create(self) -> None:
+        rendered = self.observed.rendered
+        if not isinstance(rendered, RenderedPod):
+            return
+        count = self.made.create
+        for pod in adoptable(self.observed.orphans, rendered):
+            if count == 0:
+                return
+            count -= 1
+            body = {
+                "metadata": {"uid": pod.uid, "ownerReferences": rendered.body["metadata"]["ownerReferences"]}
+            }
+            self.steps.append(
+                AdoptReplica(
+                    name=pod.name,
+                    uid=pod.uid,
+                    reason=self.made.create_reason,
+                    message=f"nobody owns it and it is of revision {rendered.revision}: {self.made.create_message}",
+                    body=body,
+                )
+            )
+        for slot in free_slots(self.observed.taken, rendered, count):
+            self.steps.append(
+                CreateReplica(
+                    name=rendered.name(slot),
+                    reason=self.made.create_reason,
+                    message=self.made.create_message,
+                    slot=slot,
+                    body=rendered.at(slot),
+                )
+            )
+
+    def keep_children(self, desired: int) -> None:
+        resource = self.observed.resource
+        if resource is None:
+            return
+        for wanted, live in (
+            (render_service(resource), self.observed.service),
+            (render_pdb(resource, desired), self.observed.pdb),
+        ):
+            if (step := child(wanted, live)) is not None:
+                self.steps.append(step)
+
+    def _reopen(self, replica: Replica) -> CallResume | None:
+        """It refuses work although nobody wants it to: a Resume that was lost between two leaders."""
+        address = drain.address_of(replica)
+        if not closed(replica) or replica.uid in self.observed.unresumable or address is None:
+            return None
+        return CallResume(
+            name=replica.name,
+            uid=replica.uid,
+            reason=reasons.SCALING_UP,
+            message="it refuses requests, but its condition says that it serves",
+            address=address,
+        )
+
+    def _go(self, leg: drain.Leg) -> None:
+        self.steps.extend(leg.steps)
+        if leg.waits:
+            self.waits.append(leg.waits)
+        if leg.wake_at is not None:
+            self._wake(leg.wake_at)
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
+
+
+def free_slots(taken: frozenset[str], rendered: RenderedPod, count: int) -> list[int]:
+    """The lowest slots whose name nobody has. A terminating pod has its name until it is gone."""
+    slots: list[int] = []
+    slot = 0
+    while len(slots) < count and slot <= names.SLOT_MAX:
+        if rendered.name(slot) not in taken:
+            slots.append(slot)
+        slot += 1
+    return slots
+
+
+def adoptable(orphans: Iterable[PodFacts], rendered: RenderedPod) -> list[PodFacts]:
+    """Orphans that are what we would create. One with another control token would answer neither us nor the gateways."""
+    return [
+        pod
+        for pod in orphans
+        if pod.revision == rendered.revision
+        and not pod.terminating
+        and not pod.finished
+        and not pod.is_true(names.CONDITION_DRAINING)
+        and pod.token_sha256 == rendered.token_sha256
+    ]
