@@ -291,9 +291,11 @@ class TorchEngine:
         finish = Finish.FAILED if reason else Finish.CANCELLED
         try:
             self._deliver([self._delta(g, (), finish, reason) for g in left])
-        finally:
-            if reason:
-                self._sink.died(reason)
+        except Exception as error:
+            # Often the very reason: then nobody can be told, but the host must still learn that it is over.
+            reason = reason or f"the last answers could not be delivered: {_said(error)}"
+        if reason:
+            self._sink.died(reason)
 
 
 class _Doubtful(Exception):  # noqa: N818 - what the engine has become
