@@ -20,7 +20,7 @@ from .base import (
 # Names that the operator sets itself; the CRD refuses them, so that nothing is overridden silently.
 RESERVED_PREFIX = "moefleet.io/"
 RESERVED_ENV_PREFIX = "MOEFLEET_"
-RESERVED_VOLUMES = ("dshm", "tmp")
+RESERVED_VOLUMES = ("dshm", "tmp", "model")
 
 
 class LocalObjectReference(ApiModel):
@@ -106,7 +106,7 @@ class PodTemplate(ApiModel):
             cel(
                 "!has(self.volumes) || self.volumes.all(v, !(v.name in "
                 f"[{', '.join(repr(n) for n in RESERVED_VOLUMES)}]))",
-                f"the volume names {' and '.join(RESERVED_VOLUMES)} are the operator's",
+                f"the volume names {', '.join(RESERVED_VOLUMES)} are the operator's",
                 field_path=".volumes",
             ),
         )

@@ -1,0 +1,23 @@
+{{/* Both containers of a gateway pod. */}}
+{{- define "moefleet.gatewayEnv" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.uid
+- name: NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: MOEFLEET_RUN_DIR
+  value: /run/moefleet
+- name: MOEFLEET_ENVOY_BINARY
+  value: /usr/local/bin/envoy
+- name: MOEFLEET_DRAIN_S
+  value: {{ .Values.gateway.drainSeconds | quote }}
+- name: MOEFLEET_LOG_LEVEL
+  value: {{ .Values.gateway.logLevel }}
+{{- end -}}

@@ -1,0 +1,28 @@
+{{/* What the operator may do where fleets are. */}}
+{{- define "moefleet.operatorFleetRules" -}}
+- apiGroups: [moefleet.io]
+  resources: [moefleets]
+  verbs: [get, list, watch]
+- apiGroups: [moefleet.io]
+  resources: [moefleets/status]
+  verbs: [patch, update]
+- apiGroups: [moefleet.io]
+  resources: [moefleets/finalizers]
+  # No finalizer is set: clusters that check owner references ask for this before a child may block its owner's deletion.
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
