@@ -1,0 +1,36 @@
+"""`python -m moefleet_operator`: reads settings, then runs until SIGTERM or until something ends that should not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from moefleet_operator.settings import Settings, SettingsError, load
+
+
+def main() -> int:
+    try:
+        settings = load(os.environ, sys.argv[1:])
+    except SettingsError as error:
+        sys.stderr.write(f"moefleet_operator cannot start: {error}\n")
+        return 2
+    return asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> int:
+    import random
+
+    from moefleet_operator import logs
+    from moefleet_operator.core.core import Core
+    from moefleet_operator.handlers.process import Operator
+    from moefleet_operator.handlers.watching import quieten
+    from moefleet_operator.kube.clock import SystemClock
+
+    logs.configure(settings.log_level, settings.pod_name)
+    quieten()
+    return await Operator(settings, lambda core: Core(core, random.Random()), SystemClock()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

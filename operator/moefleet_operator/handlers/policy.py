@@ -1,0 +1,87 @@
+"""What scaling is told of a fleet's wishes and replicas: from the spec to `scaling.Policy`, and from pods to `scaling.Supply`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from moefleet_perf import (
+    Calibration,
+    CalibrationError,
+    calibration_names,
+    load_calibration,
+    scaled,
+    with_limits,
+)
+
+from moefleet_operator.api import EngineSpec, MoEFleetSpec, parse_duration_s
+from moefleet_operator.planning.observed import Replica
+from moefleet_operator.scaling import Policy, Supply
+
+# What an 8xH800 replica with TensorRT-LLM carries until its own steps are known.
+TENSORRT_LLM_CALIBRATION: Final = "deepseek-v2-8xh800"
+# The Simulated engine's own default.
+SIMULATED_CALIBRATION: Final = "deepseek-v2-8xh800"
+# The tiny checkpoint on CPU cores; other checkpoints on the Torch engine are for tests, too.
+TORCH_CALIBRATION_PREFIX: Final = "tiny"
+# As Supply has it.
+COLD_STARTS_MAX: Final = 64
+
+
+def policy(spec: MoEFleetSpec) -> Policy:
+    idle = spec.scaling.idle
+    sleep = idle.scale_to_zero_after if idle is not None else None
+    return Policy(
+        min_replicas=spec.scaling.min_replicas,
+        max_replicas=spec.scaling.max_replicas,
+        tpot_s=parse_duration_s(spec.scaling.objective.time_per_output_token),
+        ttft_s=parse_duration_s(spec.scaling.objective.time_to_first_token),
+        calibration=calibration(spec.engine),
+        scale_to_zero_after_s=parse_duration_s(sleep) if sleep is not None else None,
+    )
+
+
+def calibration(engine: EngineSpec) -> Calibration | None:
+    """None: nobody knows what a replica of this fleet carries."""
+    try:
+        match engine.type:
+            case "Simulated":
+                # As the engine itself reads its arguments: what it will be is what we count on.
+                ranks = engine.parallelism.tensor if engine.parallelism.attention_data else 1
+                named = load_calibration(engine.args.get("calibration", SIMULATED_CALIBRATION))
+                limited = with_limits(
+                    named,
+                    max_sequences=min(named.limits.max_sequences, engine.limits.max_batch_size * ranks),
+                    max_batch_tokens=min(named.limits.max_batch_tokens, engine.limits.max_batch_tokens),
+                )
+                return scaled(limited, float(engine.args.get("speed", 1.0)))
+            case "Torch":
+                tiny = [n for n in calibration_names() if n.startswith(TORCH_CALIBRATION_PREFIX)]
+                return load_calibration(tiny[0]) if tiny else None
+            case "TensorRTLLM":
+                return load_calibration(TENSORRT_LLM_CALIBRATION)
+    except (CalibrationError, TypeError, ValueError):
+        # Wrong arguments are the planner's to tell; here they only mean that the capacity is not known.
+        return None
+
+
+def supply(replicas: Sequence[Replica], target: int, cold_starts_s: Sequence[float], wall: float) -> Supply:
+    live = [replica for replica in replicas if replica.live]
+    starting = [r for r in live if r.phase == "Starting"]
+    return Supply(
+        target=target,
+        ready=sum(1 for r in live if r.ready),
+        pending_ages_s=tuple(max(0.0, wall - r.pod.created_at) for r in starting),
+        unschedulable=sum(1 for r in live if r.phase == "Pending"),
+        draining=sum(1 for r in replicas if r.draining and not r.pod.terminating),
+        cold_starts_s=tuple(cold_starts_s)[-COLD_STARTS_MAX:],
+    )
+
+
+def cold_start_s(replica: Replica) -> float | None:
+    """From creating the pod to Ready for the first time; None while it is not, or when that time is not known any more."""
+    container = replica.pod.container
+    ready_at = replica.pod.since("Ready")
+    if ready_at is None or container is None or container.restarts:
+        return None
+    return max(0.0, ready_at - replica.pod.created_at)

@@ -1,0 +1,186 @@
+"""The whole operator: connect, look at our rights, list, watch, feed the core, listen, serve HTTP, and end with a code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, Protocol
+
+import structlog
+
+from moefleet_operator.core.events import Event, ObjectChanged, Stop
+from moefleet_operator.core.ports import Brain, View
+from moefleet_operator.core.settings import CoreSettings
+from moefleet_operator.kube.client import AioTransport
+from moefleet_operator.kube.clock import Clock
+from moefleet_operator.kube.connect import connect, credentials
+from moefleet_operator.kube.limits import LEASE_CONNECTIONS, READ_CONNECTIONS, WRITE_CONNECTIONS
+from moefleet_operator.kube.replicas import GrpcReplicas
+from moefleet_operator.kube.runner import KubeRunner
+from moefleet_operator.metrics import Metrics
+from moefleet_operator.settings import Settings
+from moefleet_operator.telemetry import TelemetryHub
+
+from .audit import WatchAudit, version_of
+from .inbox import Inbox
+from .loop import CoreLoop
+from .resync import Resync
+from .scope import Scope
+from .sizing import Sizing
+from .startup import ToldToEnd, core_settings, plan_scope, unless
+from .watching import WatchThread
+from .web import serve
+
+# The Lease machine acts every 2 s, so a core that saw nothing for this long is stuck.
+CORE_SILENT_MAX_S: Final = 30.0
+# From SIGTERM to the answer about the Lease that is given back; kubelet gives 30 s.
+STOP_MAX_S: Final = 10.0
+# How often the metric of late watches is brought up to date.
+MEASURE_EVERY_S: Final = 5.0
+
+log = structlog.get_logger("moefleet_operator")
+
+
+class Core(Brain, View, Protocol):
+    """What the process needs of the core."""
+
+
+class Operator:
+    """One process. `run` returns its exit code: 0 after SIGTERM, 1 when anything ended that should not."""
+
+    def __init__(self, settings: Settings, make_core: Callable[[CoreSettings], Core], clock: Clock) -> None:
+        self._settings = settings
+        self._make_core = make_core
+        self._clock = clock
+        self._metrics = Metrics()
+        self._inbox = Inbox()
+        self._audit = WatchAudit()
+        self._loop: CoreLoop | None = None
+        self._synced = False
+
+    async def run(self) -> int:
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as open_things:
+            web, port = await serve(
+                settings.metrics_host,
+                settings.metrics_port,
+                metrics=self._metrics,
+                alive=self.wrong,
+                ready=lambda: [] if self._synced else ["the first LISTs are not complete"],
+            )
+            open_things.push_async_callback(web.cleanup)
+            log.info("Started", identity=settings.pod_name, namespace=settings.namespace, port=port)
+            configuration = await connect(settings.kubeconfig)
+            writes, reads, lease = (
+                AioTransport(configuration, connections)
+                for connections in (WRITE_CONNECTIONS, READ_CONNECTIONS, LEASE_CONNECTIONS)
+            )
+            for transport in (writes, reads, lease):
+                open_things.push_async_callback(transport.close)
+            runner = KubeRunner(
+                writes=writes,
+                lease=lease,
+                replicas=GrpcReplicas(),
+                clock=self._clock,
+                instance=settings.pod_name,
+            )
+            try:
+                scope = await unless(told, plan_scope(settings, reads, self._clock, self._metrics))
+                resync = Resync(
+                    scope=scope,
+                    transport=reads,
+                    clock=self._clock,
+                    emit=self._inbox.put,
+                    metrics=self._metrics,
+                    audit=self._audit,
+                )
+                # kopf looks for kinds only once, so the CRD has to be there before it starts.
+                await unless(told, resync.first())
+            except ToldToEnd:
+                return 0
+            watching = self._watch(scope, lambda: credentials(configuration))
+            watching.start()
+            open_things.push_async_callback(watching.stop)
+            self._synced = True
+            core = self._make_core(core_settings(settings, scope))
+            hub = TelemetryHub(settings.control_key, self._inbox.put, self._clock.wall)
+            sizing = Sizing(
+                view=core, hub=hub, emit=self._inbox.put, clock=self._clock, metrics=self._metrics
+            )
+            self._loop = CoreLoop(
+                brain=core, runner=runner, inbox=self._inbox, clock=self._clock, metrics=self._metrics
+            )
+            parts = {
+                "resync": resync.run(),
+                "measuring": self._measure(scope),
+                "telemetry": hub.run(),
+                "scaling": sizing.run(),
+            }
+            return await until_the_end(self._loop.run(), watching.ended, told, self._inbox.put, parts)
+
+    def wrong(self) -> list[str]:
+        """Why this process should be started anew; nothing when all is well."""
+        now, problems = self._clock.now(), []
+        if self._loop is not None and now - self._loop.seen_at > CORE_SILENT_MAX_S:
+            problems.append(f"the core has seen nothing for {now - self._loop.seen_at:.0f} s")
+        dead = self._audit.dead(now)
+        return [*problems, dead] if dead else problems
+
+    def _watch(self, scope: Scope, login: Any) -> WatchThread:
+        home = asyncio.get_running_loop()
+
+        def emit(event: ObjectChanged) -> None:
+            # In kopf's thread. When our loop has closed, nobody wants events any more.
+            with contextlib.suppress(RuntimeError):
+                home.call_soon_threadsafe(self._deliver, event)
+
+        return WatchThread(scope.watches, login, emit)
+
+    def _deliver(self, event: ObjectChanged) -> None:
+        version = version_of(event.object) if event.object is not None else None
+        self._audit.delivered(event.kind, event.key, version)
+        self._metrics.watch_event.labels(kind=event.kind).set(self._clock.wall())
+        self._inbox.put(event)
+
+    async def _measure(self, scope: Scope) -> None:
+        while True:
+            for watch in scope.watches:
+                behind_s = self._audit.behind_s(watch.kind, self._clock.now())
+                self._metrics.watch_behind.labels(kind=watch.kind).set(behind_s)
+            await self._clock.sleep(MEASURE_EVERY_S)
+
+
+async def until_the_end(
+    core: Coroutine[Any, Any, int],
+    watching: asyncio.Future[None],
+    told: asyncio.Event,
+    put: Callable[[Event], None],
+    others: Mapping[str, Coroutine[Any, Any, None]],
+) -> int:
+    """Whatever of these ends first ends the process: a half-dead operator would hold the Lease and do nothing."""
+    leading = asyncio.create_task(core, name="core")
+    parts: dict[str, asyncio.Future[Any]] = {"core": leading, "watching": watching}
+    parts |= {name: asyncio.create_task(work, name=name) for name, work in others.items()}
+    waiting: asyncio.Future[Any] = asyncio.create_task(told.wait(), name="SIGTERM")
+    try:
+        await asyncio.wait({waiting, *parts.values()}, return_when=asyncio.FIRST_COMPLETED)
+        if told.is_set() and not leading.done():
+            log.info("Stopping", message="asked to end; giving the Lease back")
+            put(Stop())
+            await asyncio.wait({leading}, timeout=STOP_MAX_S)
+        if leading.done() and leading.exception() is None:
+            return leading.result()
+        for name, part in parts.items():
+            if part.done():
+                log.error("Ended", part=name, exc_info=part.exception())
+        return 1
+    finally:
+        mine = [waiting, *(part for name, part in parts.items() if name != "watching")]
+        for task in mine:
+            task.cancel()
+        await asyncio.gather(*mine, return_exceptions=True)

@@ -1,0 +1,87 @@
+"""A full LIST of every watched kind: at the start, and then every minute against what a watch has lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from moefleet_operator.core.events import Event, Relisted, Synced
+from moefleet_operator.kube.clock import Clock
+from moefleet_operator.kube.reads import RefusedError, UnreachableError, pages
+from moefleet_operator.kube.resources import key_of
+from moefleet_operator.kube.wire import Transport
+from moefleet_operator.metrics import Metrics
+
+from .audit import WatchAudit, version_of
+from .scope import Scope, Watch
+
+# What a watch has lost is found within this time; a LIST of 1,000 pods costs the API server some 50 ms.
+RELIST_EVERY_S: Final = 60.0
+# While the API server refuses or does not know the kind (the CRD comes with the same release as we).
+RELIST_RETRY_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Resync:
+    def __init__(
+        self,
+        *,
+        scope: Scope,
+        transport: Transport,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        metrics: Metrics,
+        audit: WatchAudit,
+    ) -> None:
+        self._audit = audit
+        self._scope = scope
+        self._transport = transport
+        self._clock = clock
+        self._emit = emit
+        self._metrics = metrics
+
+    async def first(self) -> None:
+        """Until every kind was listed once, before watching begins. A kind that is not there yet is waited for."""
+        for lacking in self._scope.unavailable:
+            self._emit(Synced(lacking.kind, available=False, message=lacking.message))
+        for watch in self._scope.watches:
+            said = ""
+            while (problem := await self._relist(watch, audited=False)) is not None:
+                if problem != said:
+                    log.warning("ListFailed", kind=watch.kind, message=problem)
+                    said = problem
+                await self._clock.sleep(RELIST_RETRY_S)
+            self._emit(Synced(watch.kind))
+
+    async def run(self) -> None:
+        """For ever. A kind that cannot be listed now keeps what is known of it."""
+        while True:
+            await self._clock.sleep(RELIST_EVERY_S)
+            for watch in self._scope.watches:
+                problem = await self._relist(watch, audited=True)
+                if problem is not None:
+                    log.warning("ListFailed", kind=watch.kind, message=problem)
+
+    async def _relist(self, watch: Watch, *, audited: bool) -> str | None:
+        objects: list[dict[str, Any]] = []
+        as_of = 0
+        try:
+            for namespace in watch.namespaces:
+                async for page in pages(
+                    self._transport, self._clock, watch.resource, namespace, watch.label_selector
+                ):
+                    objects += page.items
+                    # Of several namespaces: the LIST is as old as its oldest part.
+                    as_of = min(as_of or page.resource_version, page.resource_version)
+        except (RefusedError, UnreachableError) as error:
+            self._metrics.list_failures.labels(kind=watch.kind).inc()
+            return str(error)
+        self._metrics.relisted(watch.kind, len(objects), self._clock.wall())
+        if audited:
+            versions = ((key_of(raw), version_of(raw)) for raw in objects)
+            self._audit.listed(watch.kind, versions, as_of, self._clock.now())
+        self._emit(Relisted(watch.kind, tuple(objects)))
+        return None

@@ -1,0 +1,183 @@
+"""Every 5 s: whom to listen to, and for each fleet a sample, a decision, and numbers for people. Only the leader decides."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from moefleet_operator import names
+from moefleet_operator.api import MoEFleetSpec
+from moefleet_operator.core.events import DecisionMade, Event, Json, Key, NumbersMeasured
+from moefleet_operator.core.ports import View
+from moefleet_operator.kube.clock import Clock
+from moefleet_operator.metrics import Metrics
+from moefleet_operator.planning.observed import Replica
+from moefleet_operator.scaling import Decision, State, decide, remember
+from moefleet_operator.telemetry import GatewayTarget, ReplicaTarget, TelemetryHub
+
+from .numbers import numbers
+from .policy import COLD_STARTS_MAX, cold_start_s, policy, supply
+
+# As the law expects it.
+TICK_S: Final = 5.0
+# New pods are listened to this soon: registration and drain wait for what they say.
+TARGETS_EVERY_S: Final = 0.5
+# Gateways replay the last hour within a second; one that is silent for longer must not keep a fleet from being decided on.
+REPLAY_MAX_S: Final = 30.0
+
+log = structlog.get_logger("moefleet_operator.scaling")
+
+
+@dataclass(slots=True)
+class _Memory:
+    uid: str
+    since: float
+    state: State | None = None
+    told: tuple[int, str] | None = None
+    numbers: Json | None = None
+    cold_starts_s: deque[float] = field(default_factory=lambda: deque(maxlen=COLD_STARTS_MAX))
+    # Replicas whose cold start is counted, or was over before we looked.
+    counted: set[str] = field(default_factory=set)
+
+
+class Sizing:
+    def __init__(
+        self, *, view: View, hub: TelemetryHub, emit: Callable[[Event], None], clock: Clock, metrics: Metrics
+    ) -> None:
+        self._view = view
+        self._hub = hub
+        self._emit = emit
+        self._clock = clock
+        self._metrics = metrics
+        self._memories: dict[Key, _Memory] = {}
+        self._targets: tuple[frozenset[GatewayTarget], frozenset[ReplicaTarget]] | None = None
+
+    async def run(self) -> None:
+        next_tick = self._clock.now()
+        while True:
+            self.listen()
+            if self._clock.now() >= next_tick:
+                next_tick = self._clock.now() + TICK_S
+                self.tick()
+            await self._clock.sleep(TARGETS_EVERY_S)
+
+    def listen(self) -> None:
+        """Tells the hub which gateway and replica pods there are."""
+        gateways = frozenset(
+            GatewayTarget(pod.uid, _address(pod.ip, names.GATEWAY_PORT_CONTROL))
+            for pod in self._view.gateways()
+            if pod.ip
+        )
+        replicas = frozenset(
+            ReplicaTarget(
+                replica.uid,
+                fleet,
+                _uid(raw),
+                _address(replica.pod.ip, names.PORT_CONTROL),
+                ready=replica.ready,
+            )
+            for fleet, raw in self._view.fleets().items()
+            for replica in self._view.replicas(fleet)
+            if replica.pod.ip and not replica.pod.finished
+        )
+        if self._targets == (gateways, replicas):
+            return
+        if self._targets is None or self._targets[0] != gateways:
+            self._hub.set_gateways(gateways)
+        if self._targets is None or self._targets[1] != replicas:
+            self._hub.set_replicas(replicas)
+        self._targets = (gateways, replicas)
+
+    def tick(self) -> None:
+        fleets = self._view.fleets()
+        for gone in self._memories.keys() - fleets.keys():
+            self._forget(gone)
+        if not self._view.leading(self._clock.now()):
+            # What we decided before is old when we lead again; what the streams told is not.
+            for fleet in self._memories:
+                self._metrics.forget(fleet.namespace, fleet.name)
+            self._memories.clear()
+            return
+        wall = self._clock.wall()
+        for fleet, raw in fleets.items():
+            try:
+                spec = MoEFleetSpec.model_validate(raw.get("spec") or {})
+            except ValidationError:
+                # The planner says what is wrong with it.
+                continue
+            self._decide(fleet, _uid(raw), spec, wall)
+
+    def _decide(self, fleet: Key, uid: str, spec: MoEFleetSpec, wall: float) -> None:
+        memory = self._memories.get(fleet)
+        if memory is None or memory.uid != uid:
+            if memory is not None:
+                self._forget(fleet)
+            memory = self._memories[fleet] = _Memory(uid, wall)
+        replicas = self._view.replicas(fleet)
+        self._count_cold_starts(memory, replicas)
+        target = self._view.target(fleet)
+        wishes = policy(spec)
+        have = supply(
+            replicas, spec.scaling.min_replicas if target is None else target, memory.cold_starts_s, wall
+        )
+        sample = self._hub.sample(fleet, wishes, have, wall)
+        complete = sample.demand is not None and sample.silent_gateways == 0
+        if memory.state is None and complete:
+            memory.state = remember(self._hub.history(fleet, wall), wall)
+        decision = decide(memory.state, sample, wall)
+        if complete or memory.state is not None or wall > memory.since + REPLAY_MAX_S:
+            memory.state = decision.state
+        self._tell(fleet, memory, spec, decision)
+        figures = self._hub.figures(fleet, ttft_limit_s=wishes.ttft_s, tpot_limit_s=wishes.tpot_s)
+        self._measure(
+            fleet, memory, numbers(spec, figures, decision.terms, replicas, tuple(memory.cold_starts_s))
+        )
+
+    def _tell(self, fleet: Key, memory: _Memory, spec: MoEFleetSpec, decision: Decision) -> None:
+        self._metrics.decided(fleet.namespace, fleet.name, decision.replicas, decision.terms.as_dict())
+        if spec.scaling.mode == "External":
+            return
+        told = (decision.replicas, str(decision.reason))
+        if told == memory.told:
+            return
+        memory.told = told
+        log.info(
+            str(decision.reason),
+            fleet=str(fleet),
+            replicas=decision.replicas,
+            message=decision.message,
+            **{k: v for k, v in decision.terms.as_dict().items() if v},
+        )
+        self._emit(DecisionMade(fleet, decision.replicas, str(decision.reason), decision.message))
+
+    def _measure(self, fleet: Key, memory: _Memory, found: Json) -> None:
+        if found != memory.numbers:
+            memory.numbers = found
+            self._emit(NumbersMeasured(fleet, found))
+
+    def _count_cold_starts(self, memory: _Memory, replicas: Sequence[Replica]) -> None:
+        there = {replica.uid for replica in replicas}
+        memory.counted &= there
+        for replica in replicas:
+            if replica.uid not in memory.counted and (cold_s := cold_start_s(replica)) is not None:
+                memory.counted.add(replica.uid)
+                memory.cold_starts_s.append(cold_s)
+
+    def _forget(self, fleet: Key) -> None:
+        del self._memories[fleet]
+        self._hub.forget(fleet)
+        self._metrics.forget(fleet.namespace, fleet.name)
+
+
+def _address(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _uid(raw: Json) -> str:
+    metadata: Any = raw.get("metadata") or {}
+    return str(metadata.get("uid") or "")

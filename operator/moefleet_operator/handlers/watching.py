@@ -1,0 +1,171 @@
+"""kopf, for watching only: its own registry, no posting, no peering, no finalizers; each handler hands over one event.
+
+It runs in a thread with an event loop of its own: kopf cancels every task that was created after it in its loop, and the
+renewal of the Lease should not wait for the parsing of a thousand pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import kopf
+
+from moefleet_operator.core.events import ObjectChanged
+from moefleet_operator.kube.connect import Credentials
+from moefleet_operator.kube.limits import CONNECT_TIMEOUT_S
+from moefleet_operator.kube.reads import slim
+from moefleet_operator.kube.resources import key_of
+
+from .scope import CLUSTER, Watch
+
+# The server ends each watch after this long, so that a connection that died quietly is replaced.
+WATCH_SERVER_TIMEOUT_S: Final = 300
+# A little more: the server's end comes first, and is not an error.
+WATCH_CLIENT_TIMEOUT_S: Final = 330
+# Bookmarks come every 60 s; kopf starts anew after this long without any event or bookmark.
+WATCH_INACTIVITY_S: Final = 70
+WATCH_PAGE_OBJECTS: Final = 500
+# Sync handlers do not exist here, so kopf's thread pool stays empty.
+KOPF_WORKERS: Final = 1
+# kopf ends its watches in about a second; the process does not wait for more.
+STOP_TIMEOUT_S: Final = 3.0
+
+Login = Callable[[], Awaitable[Credentials]]
+Emit = Callable[[ObjectChanged], None]
+
+
+class WatchThread:
+    """Starts kopf and says, as a future of the caller's loop, when it has ended: it never should before `stop`."""
+
+    def __init__(self, watches: Sequence[Watch], login: Login, emit: Emit) -> None:
+        self._operators = [(_registry(group, login, emit), group) for group in _groups(watches)]
+        self._home = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._home.create_future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        loop, stop = self._loop, self._stop
+        if loop is not None and stop is not None:
+            # The loop may have closed meanwhile: then there is nothing left to stop.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(stop.set)
+        await asyncio.wait({self.ended}, timeout=STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        problem: BaseException | None = None
+        try:
+            asyncio.run(self._watch())
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):
+            self._home.call_soon_threadsafe(self._tell, problem)
+
+    async def _watch(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        runs = [
+            asyncio.create_task(
+                kopf.operator(
+                    registry=registry,
+                    settings=_settings(group),
+                    clusterwide=group[0].namespaces == (CLUSTER,),
+                    namespaces=[] if group[0].namespaces == (CLUSTER,) else list(group[0].namespaces),
+                    standalone=True,
+                    stop_flag=self._stop,
+                )
+            )
+            for registry, group in self._operators
+        ]
+        await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        # One that ends takes the others along: half of the watches is worse than none.
+        self._stop.set()
+        await asyncio.gather(*runs)
+
+    def _tell(self, problem: BaseException | None) -> None:
+        if self.ended.done():
+            return
+        if problem is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(RuntimeError(f"watching ended: {type(problem).__name__}: {problem}"))
+
+
+def _groups(watches: Sequence[Watch]) -> list[list[Watch]]:
+    """kopf has one set of namespaces and one selector for each resource: gateway pods need an operator of their own."""
+    main = [watch for watch in watches if watch.kind != "GatewayPod"]
+    gateway = [watch for watch in watches if watch.kind == "GatewayPod"]
+    return [group for group in (main, gateway) if group]
+
+
+def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        found = await login()
+        return kopf.ConnectionInfo(
+            server=found.server,
+            ca_path=found.ca_path,
+            insecure=not found.verify,
+            scheme=found.scheme,
+            token=found.token,
+            certificate_path=found.certificate_path,
+            private_key_path=found.key_path,
+            proxy_url=found.proxy_url,
+        )
+
+    kopf.on.login(registry=registry, id="login")(log_in)
+    for watch in watches:
+        resource = watch.resource
+        kopf.on.event(
+            resource.group, resource.version, resource.plural, registry=registry, id=f"watch-{watch.kind}"
+        )(_handler(watch, emit))
+    return registry
+
+
+def _handler(watch: Watch, emit: Emit) -> Callable[..., Awaitable[None]]:
+    async def handle(event: Any, **_: Any) -> None:
+        raw = event["object"]
+        gone = event["type"] == "DELETED"
+        emit(ObjectChanged(watch.kind, key_of(raw), None if gone else slim(dict(raw))))
+
+    return handle
+
+
+def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    # No list of CRDs or namespaces is needed: kinds and namespaces are known.
+    settings.scanning.disabled = True
+    settings.networking.enforce_retry_after = True
+    settings.networking.connect_timeout = CONNECT_TIMEOUT_S
+    settings.watching.server_timeout = WATCH_SERVER_TIMEOUT_S
+    settings.watching.client_timeout = WATCH_CLIENT_TIMEOUT_S
+    settings.watching.connect_timeout = CONNECT_TIMEOUT_S
+    settings.watching.inactivity_timeout = WATCH_INACTIVITY_S
+    settings.watching.chunk_size = WATCH_PAGE_OBJECTS
+    # Never written, because no handler needs one; if that ever changed, it should carry our name.
+    settings.persistence.finalizer = "moefleet.io/operator"
+    settings.execution.max_workers = KOPF_WORKERS
+    for watch in watches:
+        if watch.label_selector:
+            resource = watch.resource
+            selector = (resource.group, resource.version, resource.plural)
+            settings.watching.label_selectors[selector] = watch.label_selector
+    return settings
+
+
+def quieten() -> None:
+    """kopf tells of every handler call; ours say nothing, so only its problems are news."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    # It warns that signals are not its business in a thread, which is the point.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
