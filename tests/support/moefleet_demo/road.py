@@ -33,6 +33,7 @@ PROMPTS = (
     "My dear Mr. Bennet, said his lady to him one day,",
 )
 NAMESPACE = "demo"
+GPUS = 8
 TINY, REHEARSAL = "tiny", "deepseek-v2-rehearsal"
 # The quiet first seconds of the recorded piece are shortened by starting there; nothing is compressed.
 TRACE_FROM_S = 20.0
@@ -84,6 +85,8 @@ class Road:
         manifest = yaml.safe_load((EXAMPLES / example).read_text())
         manifest["metadata"] |= {"name": name, "namespace": NAMESPACE}
         manifest["spec"]["engine"]["image"] = RUNTIME_IMAGE
+        # The examples run without GPUs anywhere; this cluster has fake ones, so replicas are whole 8-GPU nodes as in earnest.
+        manifest["spec"]["replica"]["gpus"] = GPUS
         began = time.monotonic()
         self.kube.apply(manifest)
         with self.console.status(
