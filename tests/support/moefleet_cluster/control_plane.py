@@ -6,7 +6,6 @@ import json
 import secrets
 import shutil
 import ssl
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from . import flags
 from .kubectl import Kubectl
+from .pki import make as make_pki
 from .processes import Processes, free_port
 from .programs import CONTROL_PLANE, missing, programs_folder
 
@@ -98,7 +98,7 @@ class ControlPlane:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self._tokens['admin']}", "Content-Type": content_type},
         )
-        trust = ssl.create_default_context(cafile=str(self.state / "pki/apiserver.crt"))
+        trust = ssl.create_default_context(cafile=str(self.state / "pki/ca.crt"))
         with urllib.request.urlopen(request, context=trust, timeout=10) as answer:
             raw: bytes = answer.read()
         return json.loads(raw) if raw.startswith((b"{", b"[")) else raw.decode()
@@ -172,10 +172,13 @@ class ControlPlane:
     def _start(self, begin: float) -> None:
         pki = self.state / "pki"
         pki.mkdir(parents=True, mode=0o700)
-        _make_keys(pki)
+        make_pki(pki, self.address)
         self._write_tokens(pki)
         etcd_port, peer_port, port = free_port("127.0.0.1"), free_port("127.0.0.1"), free_port(self.address)
         self.server = f"https://{self.address}:{port}"
+
+        for user in self._tokens:
+            self._write_kubeconfig(user, pki)
 
         def note(what: str) -> None:
             self.ready_after_s[what] = round(time.monotonic() - begin, 2)
@@ -196,9 +199,6 @@ class ControlPlane:
         )
         self.processes.wait_until("the API server", lambda: self.api("/readyz") == "ok", READY_LIMIT_S)
         note("apiserver")
-        # The server wrote its own certificate by now, which the kubeconfigs name.
-        for user in self._tokens:
-            self._write_kubeconfig(user, pki)
         manager = flags.controller_manager(
             self.kubeconfig_of("kcm"), pki, quick_node_failure=self.quick_node_failure
         )
@@ -229,23 +229,11 @@ class ControlPlane:
     def _write_kubeconfig(self, user: str, pki: Path) -> None:
         path = self.kubeconfig_of(user)
         path.touch(mode=0o600)
-        path.write_text(flags.kubeconfig(self.server, pki / "apiserver.crt", user, self._tokens[user]))
+        path.write_text(flags.kubeconfig(self.server, pki / "ca.crt", user, self._tokens[user]))
 
     def _is_ready(self, node: str) -> bool:
         conditions = self.api(f"/api/v1/nodes/{node}")["status"].get("conditions") or []
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
-
-def _make_keys(pki: Path) -> None:
-    """The key that signs service account tokens, and the API server's identity towards kubelets (logs, exec)."""
-    openssl = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(pki / "sa.key")]
-    subprocess.run(openssl, check=True, capture_output=True)
-    openssl = [
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30",
-        "-subj", "/O=system:masters/CN=kube-apiserver-kubelet-client",
-        "-keyout", str(pki / "kubelet-client.key"), "-out", str(pki / "kubelet-client.crt"),
-    ]  # fmt: skip
-    subprocess.run(openssl, check=True, capture_output=True)
 
 
 def _is_healthy(etcd_port: int) -> bool:

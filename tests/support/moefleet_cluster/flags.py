@@ -49,7 +49,8 @@ def apiserver(
         "--etcd-servers", f"http://127.0.0.1:{etcd_port}",
         # Without a default route the API server exits unless it is told what to advertise.
         "--bind-address", address, "--advertise-address", address, "--secure-port", str(port),
-        "--cert-dir", str(pki), "--token-auth-file", str(pki / "tokens.csv"), "--authorization-mode", "Node,RBAC",
+        "--tls-cert-file", str(pki / "apiserver.crt"), "--tls-private-key-file", str(pki / "apiserver.key"),
+        "--token-auth-file", str(pki / "tokens.csv"), "--authorization-mode", "Node,RBAC",
         "--service-cluster-ip-range", SERVICE_CIDR, "--allow-privileged=true", "--profiling=false",
         # Endpoints refuse loopback addresses, so `kubernetes.default` has none when the server listens there.
         "--endpoint-reconciler-type", "none" if address.startswith("127.") else "lease",
@@ -83,7 +84,7 @@ def controller_manager(kubeconfig: Path, pki: Path, *, quick_node_failure: bool)
         "--kubeconfig", str(kubeconfig), "--bind-address", "127.0.0.1", "--secure-port", "0", "--leader-elect=false",
         # Without it the controllers have only the manager's own core role, which is not enough for most of them.
         "--use-service-account-credentials=true", "--service-account-private-key-file", str(pki / "sa.key"),
-        "--root-ca-file", str(pki / "apiserver.crt"), "--profiling=false", *_CLIENT_RATE,
+        "--root-ca-file", str(pki / "ca.crt"), "--profiling=false", *_CLIENT_RATE,
     ]  # fmt: skip
     if quick_node_failure:
         flags += ["--node-monitor-grace-period", "10s", "--node-monitor-period", "1s"]
@@ -108,13 +109,9 @@ def kwok(kubeconfig: Path, stages: Path, *, quick_node_failure: bool) -> list[st
     ]  # fmt: skip
 
 
-def kubeconfig(
-    server: str, certificate_authority: Path | str, user: str, token: str, server_name: str = ""
-) -> str:
-    """JSON is YAML: every client reads it. `server_name` is for addresses that the certificate does not name."""
-    cluster: dict[str, str] = {"server": server, "certificate-authority": str(certificate_authority)}
-    if server_name:
-        cluster["tls-server-name"] = server_name
+def kubeconfig(server: str, certificate_authority: Path, user: str, token: str) -> str:
+    """JSON is YAML: every client reads it."""
+    cluster = {"server": server, "certificate-authority": str(certificate_authority)}
     document = {
         "apiVersion": "v1",
         "kind": "Config",
