@@ -122,10 +122,13 @@ class ResumeReplica(Effect):
 class Apply(Effect):
     """Server-side apply with FIELD_MANAGER and force; apiVersion, kind, namespace and name are in `body`.
 
-    subresource "status": of the MoEFleet itself (never creates one)."""
+    subresource "status": of the MoEFleet itself (never creates one).
+    `create`: nothing of ours has that name, so POST with the same field manager instead, and answer 409 with
+    AlreadyExists(existing): somebody else's Service is not taken over."""
 
     body: Json
     subresource: Literal["", "status"] = ""
+    create: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

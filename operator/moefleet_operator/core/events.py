@@ -65,11 +65,15 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class ObjectChanged:
-    """A watch saw this object; None: it is gone. Older than what the store has (resourceVersion): ignored."""
+    """A watch saw this object; None: it is gone. Older than what the store has (resourceVersion): ignored.
+
+    `uid`: of the object that is gone, where known, so that a late message does not hide a new object of the same name.
+    """
 
     kind: Kind
     key: Key
     object: Json | None
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

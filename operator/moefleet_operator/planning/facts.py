@@ -104,6 +104,7 @@ class Taint:
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
     name: str
+    uid: str
     version: int
     labels: Mapping[str, str]
     allocatable: Mapping[str, int]
@@ -142,7 +143,7 @@ def pod_facts(raw: Json) -> PodFacts:
         gates=tuple(str(g.get("conditionType")) for g in spec.get("readinessGates") or ()),
         conditions={str(c.get("type")): _condition(c) for c in status.get("conditions") or ()},
         container=_container(runtime) if runtime is not None else None,
-        requests=_requests(spec),
+        requests=pod_requests(spec),
         token_sha256="" if owner else _token_sha256(spec),
     )
 
@@ -154,7 +155,7 @@ def other_pod(raw: Json) -> OtherPod:
         version=version_of(raw),
         node=str(spec.get("nodeName") or ""),
         finished=status.get("phase") in ("Failed", "Succeeded"),
-        requests=_requests(spec),
+        requests=pod_requests(spec),
     )
 
 
@@ -165,6 +166,7 @@ def node_facts(raw: Json) -> NodeFacts:
     )
     return NodeFacts(
         name=str(meta.get("name") or ""),
+        uid=str(meta.get("uid") or ""),
         version=version_of(raw),
         labels=dict(_map(meta, "labels")),
         allocatable=vector(_map(status, "allocatable")),
@@ -231,7 +233,7 @@ def _container(raw: Json) -> ContainerFacts:
     )
 
 
-def _requests(spec: Json) -> dict[str, int]:
+def pod_requests(spec: Json) -> dict[str, int]:
     """What the scheduler counts: the sum over containers, or the largest init container where that is more."""
     total: dict[str, int] = {"pods": 1000}
     for container in spec.get("containers") or ():

@@ -42,6 +42,7 @@ def plan(observed: Observed, now: float) -> Plan:
         target=wanted,
         status=status(observed, Work(wanted, made, tuple(builder.waits), bool(builder.steps)), now),
         wake_at=builder.wake_at,
+        wants_room=made.limited is not None or made.held is not None,
         waits=tuple(builder.waits),
     )
 

@@ -76,6 +76,12 @@ def shape(observed: Observed, target: Target, now: float) -> Shape:
     return out
 
 
+def wants_room(observed: Observed, target: Target) -> bool:
+    """Whether the plan will ask how many more replicas fit: counting all nodes is worth it only then."""
+    live = [r for r in observed.replicas if r.live]
+    return len(live) < target.replicas or any(r.pod.revision != observed.revision for r in live)
+
+
 def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted: int, out: Shape) -> None:
     fleet, fits = observed.fleet, observed.capacity.fits
     idle = [r for r in old if not r.ready and (not r.may_have_streams or failing(r) is not None)]

@@ -111,5 +111,7 @@ class Plan:
     status: Json | None = None
     # Unix seconds at which time alone changes the plan; None: only events do.
     wake_at: float | None = None
+    # Something waits for free GPUs: worth another look when a pod ends or a node comes.
+    wants_room: bool = False
     # For the log and for tests: what is being waited for.
     waits: tuple[str, ...] = field(default=())
