@@ -56,7 +56,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
             Reason.DEMAND_UNKNOWN, f"{_gateways(silent)} silent" if silent else "no gateway has reported yet"
         )
 
-    found = need(remembered, sample, policy.calibration, lead_s, now)
+    found = need(remembered, _living(sample), policy.calibration, lead_s, now)
     if found.mix is not None:
         mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
         remembered = replace(remembered, mix=mix)
@@ -106,10 +106,11 @@ class _Tick:
 
     def targeted(self) -> Decision:
         supply = self.supply
-        low = 0 if self._may_sleep() else self.policy.min_replicas
         wanted = self.terms.wanted
         if wanted == 0 and _anybody_there(self.sample):
             wanted = 1
+        # Asleep is all or nothing: a fleet that is needed at all has minReplicas.
+        low = 0 if wanted == 0 and self._may_sleep() else self.policy.min_replicas
         limit_s = dead_after_s(supply)
         dead = min(sum(age_s > limit_s for age_s in supply.pending_ages_s), MAX_REPLACEMENTS)
         # Replacements only as far as the living do not suffice.
@@ -128,14 +129,14 @@ class _Tick:
         if asked > supply.target:
             return tick.up(asked)
         if asked < supply.target:
-            return tick.down(held + dead)
+            return tick.down(max(held, low) + dead)
         return tick.result(supply.target, tick._standing(low))
 
     def up(self, asked: int) -> Decision:
         ready, highest = self.supply.ready, self.policy.max_replicas
         at_once = max(math.floor(ready * UP_FACTOR), ready + UP_STEP)
         # A target that stands is no step: it is never taken back because replicas fell away.
-        target = min(max(min(asked, at_once), self.supply.target), highest)
+        target = min(max(min(asked, at_once), self.supply.target, self.policy.min_replicas), highest)
         if target >= asked:
             return self.result(target, self._why_up())
         if target == highest:
@@ -179,7 +180,7 @@ class _Tick:
             )
         step = max(1, math.floor(DOWN_SHARE * supply.target))
         # Asleep is one step: with nobody there, no replica is needed more than another.
-        target = 0 if floor == 0 else max(floor, supply.target - step)
+        target = 0 if floor == 0 else max(floor, supply.target - step, self.policy.min_replicas)
         reason = Reason.IDLE if target == 0 else Reason.DEMAND_FELL
         return replace(self, state=replace(self.state, last_down_s=self.now)).result(target, reason)
 
@@ -218,6 +219,13 @@ class _Tick:
         after_s = self.policy.scale_to_zero_after_s
         known = not (self.sample.silent_gateways or self.sample.silent_replicas)
         return after_s is not None and known and self.now - self.state.last_call_s >= after_s
+
+
+def _living(sample: Sample) -> Sample:
+    """Without the pending replicas that will not come: the law counts what is on its way."""
+    limit_s = dead_after_s(sample.supply)
+    ages_s = tuple(age_s for age_s in sample.supply.pending_ages_s if age_s <= limit_s)
+    return replace(sample, supply=replace(sample.supply, pending_ages_s=ages_s))
 
 
 def _called(state: State, sample: Sample, now: float) -> State:

@@ -88,8 +88,8 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
     late = late_s > sample.policy.ttft_s / 2
-    surplus_s = (arriving - sample.supply.ready) * min(lead_s, BACKLOG_LOOKAHEAD_S)
-    backlog = min(max(waiting_s + surplus_s, 0.0) / BACKLOG_DRAIN_S, 0.5 * forecast + 1.0)
+    coming_s = _shortfall_replica_s(sample, arriving, lead_s)
+    backlog = min(max(waiting_s + coming_s, 0.0) / BACKLOG_DRAIN_S, 0.5 * forecast + 1.0)
     # Served counts saturate and forecasts lag; when requests already wait for half their time, the short window counts too.
     work = max(forecast, arriving if late else 0.0) * (1.0 + HEADROOM_RATIO)
     total = max(work, kv) + backlog
@@ -172,3 +172,13 @@ def _waiting_replica_s(sample: Sample, cap: Capacity, mix: Mix, calibration: Cal
     requests = sample.queue.requests + sample.load.queued
     unread_tokens = max(sample.load.outstanding_prefill_tokens - sample.load.queued * mix.prefill_tokens, 0.0)
     return requests * cap.replica_s_per_request + unread_tokens * calibration.step.b_s
+
+
+def _shortfall_replica_s(sample: Sample, arriving: float, lead_s: float) -> float:
+    """Work that arrives in the next minute (or cold start) less what can be done of it until then; negative: spare time."""
+    ahead_s = min(lead_s, BACKLOG_LOOKAHEAD_S)
+    supply = sample.supply
+    # A pending replica helps from when it will be ready. One without a node counts as if it had one: more of them would
+    # only wait beside it.
+    helps_s = sum(max(ahead_s - max(lead_s - age_s, 0.0), 0.0) for age_s in supply.pending_ages_s)
+    return arriving * ahead_s - (supply.ready + supply.unschedulable) * ahead_s - helps_s
