@@ -196,6 +196,7 @@ class EngineClient:
                     refused.end(StreamFault(_fault_kind(kind), text))
             case Started(info):
                 self.info = info
+                self.load = EngineLoad(kv_max_tokens=info.kv_max_tokens, progress_at_s=now_s)
                 self._watcher.engine_started(info)
             case NotStarted(reason, text):
                 self._fail(Failure(reason, text))

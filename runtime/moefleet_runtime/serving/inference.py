@@ -158,9 +158,7 @@ class InferenceService(services.InferenceServiceServicer):
             prompt = tuple(await self._encode(tokenizer, request.prompt))
             if wrong := checks.check_prompt(limits, prompt, "prompt"):
                 raise invalid(*wrong)
-        max_tokens, wrong = checks.max_tokens_for(
-            limits, len(prompt), wanted.max_tokens, "stopping.max_tokens"
-        )
+        max_tokens, wrong = _max_tokens(limits, len(prompt), wanted)
         if wrong:
             raise invalid(*wrong)
         sampling, stopping = request.sampling, request.stopping
@@ -200,15 +198,25 @@ def _check(request: pb.GenerateRequest, limits: checks.ModelLimits) -> _Wanted:
     match request.WhichOneof("input"):
         case "prompt":
             wrong += checks.check_text(limits, request.prompt, "prompt")
+            # At least one token: what is wrong for that is wrong for every prompt.
+            wrong += _max_tokens(limits, 1, wanted)[1]
         case "token_ids":
-            wrong += checks.check_prompt(limits, request.token_ids.ids, "token_ids.ids")
+            ids = request.token_ids.ids
+            in_prompt = checks.check_prompt(limits, ids, "token_ids.ids")
+            wrong += in_prompt
+            if not in_prompt:
+                wrong += _max_tokens(limits, len(ids), wanted)[1]
         case _:
             wrong.append(Violation("input", "is missing; give prompt or token_ids"))
     sampling, stopping = request.sampling, request.stopping
     wrong += checks.check_sampling(sampling.temperature, sampling.top_k, wanted.top_p, prefix="sampling")
     wrong += checks.check_stops(limits, stopping.stop_token_ids, "stopping.stop_token_ids")
-    if wanted.max_tokens is not None and wanted.max_tokens < 1:
-        wrong.append(Violation("stopping.max_tokens", f"is {wanted.max_tokens}; wanted at least 1"))
     if wrong:
         raise invalid(*wrong)
     return wanted
+
+
+def _max_tokens(
+    limits: checks.ModelLimits, prompt_tokens: int, wanted: _Wanted
+) -> tuple[int, list[Violation]]:
+    return checks.max_tokens_for(limits, prompt_tokens, wanted.max_tokens, "stopping.max_tokens")
