@@ -127,6 +127,11 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.failing = Gauge(
+            f"{PREFIX}_failing_fleets",
+            "Fleets whose last plan ended in an internal error.",
+            registry=registry,
+        )
         self.missing_right = Gauge(
             f"{PREFIX}_missing_right",
             "1 for each right that this release needs and lacks.",

@@ -25,6 +25,11 @@ class View(Protocol):
 
     def leading(self, now: float) -> bool: ...
 
+    @property
+    def errors(self) -> Mapping[Key, str]:
+        """Fleets whose last plan ended in an internal error."""
+        ...
+
     def fleets(self) -> Mapping[Key, Json]:
         """MoEFleets as the API server has them (spec, status and metadata.uid are enough), deleted ones not."""
         ...

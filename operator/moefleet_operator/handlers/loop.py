@@ -58,9 +58,10 @@ class CoreLoop:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            for task in self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> int:
         turn_began = self._clock.now()
@@ -128,10 +129,9 @@ class CoreLoop:
         self._answer(effect, await self._runner.run(effect))
 
     async def _run_in_lane(self, fleet: Key, effect: Effect, batch: _Batch) -> None:
-        try:
-            outcome = await self._runner.run(effect)
-        finally:
-            self._lanes.ended(fleet)
+        # Cancelled at the end, or failed (which ends all): then nothing more is started.
+        outcome = await self._runner.run(effect)
+        self._lanes.ended(fleet)
         self._answer(effect, outcome)
         if not isinstance(effect, EmitEvent):
             batch.left -= 1
@@ -141,11 +141,8 @@ class CoreLoop:
 
     def _answer(self, effect: Effect, outcome: Outcome) -> None:
         report(effect, outcome, self._metrics)
-        if isinstance(effect, WriteLease) and isinstance(outcome, Ok):
-            leading = effect.intent != "release"
-            self._metrics.leader.set(1 if leading else 0)
-            if leading:
-                self._metrics.lease_renewed.set(self._clock.wall())
+        if isinstance(effect, WriteLease) and isinstance(outcome, Ok) and effect.intent != "release":
+            self._metrics.lease_renewed.set(self._clock.wall())
         self._inbox.put(EffectDone(effect.id, outcome))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from moefleet_operator.core.events import Event, ObjectChanged, Stop
+from moefleet_operator.core.events import Event, Key, ObjectChanged, Stop
 from moefleet_operator.core.ports import Brain, View
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.kube.client import AioTransport
@@ -35,10 +35,10 @@ from .web import serve
 
 # The Lease machine acts every 2 s, so a core that saw nothing for this long is stuck.
 CORE_SILENT_MAX_S: Final = 30.0
-# From SIGTERM to the answer about the Lease that is given back; kubelet gives 30 s.
-STOP_MAX_S: Final = 10.0
-# How often the metric of late watches is brought up to date.
-MEASURE_EVERY_S: Final = 5.0
+# From SIGTERM to Exit. The core gives effects under way 5 s and the Lease 5 s more; kubelet gives 30 s.
+STOP_MAX_S: Final = 15.0
+# How often gauges are brought up to date.
+MEASURE_EVERY_S: Final = 1.0
 
 log = structlog.get_logger("moefleet_operator")
 
@@ -117,7 +117,7 @@ class Operator:
             )
             parts = {
                 "resync": resync.run(),
-                "measuring": self._measure(scope),
+                "measuring": self._measure(scope, core),
                 "telemetry": hub.run(),
                 "scaling": sizing.run(),
             }
@@ -147,11 +147,19 @@ class Operator:
         self._metrics.watch_event.labels(kind=event.kind).set(self._clock.wall())
         self._inbox.put(event)
 
-    async def _measure(self, scope: Scope) -> None:
+    async def _measure(self, scope: Scope, view: View) -> None:
+        said: dict[Key, str] = {}
         while True:
+            now = self._clock.now()
+            self._metrics.leader.set(1 if view.leading(now) else 0)
             for watch in scope.watches:
-                behind_s = self._audit.behind_s(watch.kind, self._clock.now())
-                self._metrics.watch_behind.labels(kind=watch.kind).set(behind_s)
+                self._metrics.watch_behind.labels(kind=watch.kind).set(self._audit.behind_s(watch.kind, now))
+            errors = dict(view.errors)
+            self._metrics.failing.set(len(errors))
+            for fleet, error in errors.items():
+                if said.get(fleet) != error:
+                    log.error("InternalError", fleet=str(fleet), message=error)
+            said = errors
             await self._clock.sleep(MEASURE_EVERY_S)
 
 

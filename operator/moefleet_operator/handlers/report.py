@@ -74,5 +74,8 @@ def _news(effect: Effect) -> bool:
 def _written(effect: Effect) -> tuple[str, str]:
     if isinstance(effect, Apply):
         kind = str(effect.body.get("kind"))
-        return "apply", f"{kind}/{effect.subresource}" if effect.subresource else kind
+        return (
+            "create" if effect.create else "apply",
+            f"{kind}/{effect.subresource}" if effect.subresource else kind,
+        )
     return _WRITES.get(type(effect), ("call", type(effect).__name__))

@@ -18,6 +18,8 @@ from moefleet_operator.settings import Settings
 
 from .scope import Scope, scope
 
+# The chart narrows the right to this name.
+LEASE_NAME: Final = "moefleet-operator"
 # While the API server cannot be reached.
 CONNECT_RETRY_S: Final = 2.0
 
@@ -37,6 +39,7 @@ async def plan_scope(settings: Settings, transport: Transport, clock: Clock, met
 def core_settings(settings: Settings, found: Scope) -> CoreSettings:
     return CoreSettings(
         identity=settings.pod_name,
+        lease_name=LEASE_NAME,
         namespace=settings.namespace,
         control_key=settings.control_key,
         gateway=settings.gateway,
@@ -67,13 +70,18 @@ async def unless(told: asyncio.Event, work: Coroutine[object, object, T]) -> T:
 async def _rights(
     settings: Settings, transport: Transport, clock: Clock, metrics: Metrics
 ) -> tuple[Right, ...]:
-    needed = rights_needed(settings.watch_namespaces, settings.namespace)
+    needed = rights_needed(settings.watch_namespaces, settings.namespace, LEASE_NAME)
     said = ""
     while True:
         try:
             missing = await missing_rights(transport, clock, needed)
             break
         except (RefusedError, UnreachableError) as error:
+            if isinstance(error, RefusedError) and error.status == 403:
+                log.warning(
+                    "RightsUnknown", message=f"the API server does not answer reviews of access: {error}"
+                )
+                return ()
             if str(error) != said:
                 log.warning("ApiServerAway", message=str(error))
                 said = str(error)

@@ -134,8 +134,11 @@ def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.Operat
 def _handler(watch: Watch, emit: Emit) -> Callable[..., Awaitable[None]]:
     async def handle(event: Any, **_: Any) -> None:
         raw = event["object"]
-        gone = event["type"] == "DELETED"
-        emit(ObjectChanged(watch.kind, key_of(raw), None if gone else slim(dict(raw))))
+        if event["type"] == "DELETED":
+            uid = str(raw["metadata"].get("uid") or "")
+            emit(ObjectChanged(watch.kind, key_of(raw), None, uid))
+        else:
+            emit(ObjectChanged(watch.kind, key_of(raw), slim(dict(raw))))
 
     return handle
 

@@ -69,6 +69,14 @@ def request_of(effect: KubeEffect, wall: float, instance: str) -> Request:
             return Request(
                 verb="DELETE", path=PODS.at(effect.object), body=options, timeout_s=WRITE_TIMEOUT_S
             )
+        case Apply() if effect.create:
+            return Request(
+                verb="POST",
+                path=resource_of(effect.body).path(effect.object.namespace),
+                query=_MANAGER,
+                body=effect.body,
+                timeout_s=WRITE_TIMEOUT_S,
+            )
         case Apply():
             return Request(
                 verb="PATCH",

@@ -19,7 +19,7 @@ from moefleet_operator.core.effects import (
     WakeAt,
     WriteLease,
 )
-from moefleet_operator.core.events import AlreadyExists, Conflict, Json, Key, NotFound, Ok, Outcome, Transient
+from moefleet_operator.core.events import AlreadyExists, Conflict, Json, NotFound, Ok, Outcome, Transient
 
 from .clock import Clock
 from .limits import REPLICA_CALL_TIMEOUT_S, WRITE_TIMEOUT_S
@@ -27,7 +27,7 @@ from .outcomes import is_other_uid, outcome_of
 from .reads import slim
 from .replicas import ReplicaCaller
 from .requests import KubeEffect, request_of
-from .resources import PODS
+from .resources import resource_of
 from .wire import NoAnswerError, NotConnectedError, Request, Response, Transport
 
 
@@ -58,13 +58,11 @@ class KubeRunner:
         match effect:
             case DrainReplica() | ResumeReplica():
                 return await self._replicas.call(effect, min(left_s, REPLICA_CALL_TIMEOUT_S))
-            case CreatePod():
+            case CreatePod() | Apply(create=True):
                 outcome = await self._send(self._writes, effect)
-                return (
-                    await self._with_existing(effect.object)
-                    if isinstance(outcome, AlreadyExists)
-                    else outcome
-                )
+                if isinstance(outcome, AlreadyExists):
+                    return await self._with_existing(resource_of(effect.body).at(effect.object))
+                return outcome
             case DeletePod():
                 outcome = await self._send(self._writes, effect)
                 return NotFound(outcome.message) if is_other_uid(outcome) else outcome  # type: ignore[union-attr]
@@ -84,9 +82,9 @@ class KubeRunner:
             case _:
                 raise TypeError(f"unknown effect {type(effect).__name__}: kube/runner has to learn it")
 
-    async def _with_existing(self, key: Key) -> Outcome:
+    async def _with_existing(self, path: str) -> Outcome:
         """409 on create: what has the name decides whether that is success."""
-        request = Request(verb="GET", path=PODS.at(key), timeout_s=WRITE_TIMEOUT_S)
+        request = Request(verb="GET", path=path, timeout_s=WRITE_TIMEOUT_S)
         try:
             response = await self._once_more_if_unconnected(self._writes, request)
         except (NotConnectedError, NoAnswerError) as error:

@@ -1,0 +1,82 @@
+"""A watch is dead when a LIST has known for 15 s what the watch has not delivered. A quiet watch is not."""
+
+from __future__ import annotations
+
+from moefleet_operator.core.events import Key
+from moefleet_operator.handlers.audit import DEAD_AFTER_S, WatchAudit, version_of
+
+A, B = Key("ns", "a"), Key("ns", "b")
+
+
+def test_a_quiet_watch_that_agrees_lives() -> None:
+    audit = WatchAudit()
+    audit.delivered("Pod", A, 10)
+    for now in (0.0, 60.0, 120.0):
+        audit.listed("Pod", [(A, 10)], as_of=99, now=now)
+    assert audit.dead(1000.0) is None
+    assert audit.behind_s("Pod", 1000.0) == 0.0
+
+
+def test_a_change_that_does_not_come_kills_it() -> None:
+    audit = WatchAudit()
+    audit.delivered("Pod", A, 10)
+    audit.listed("Pod", [(A, 12)], as_of=12, now=100.0)
+    assert audit.dead(100.0 + DEAD_AFTER_S) is None
+    dead = audit.dead(100.0 + DEAD_AFTER_S + 1)
+    assert dead == "the watch of Pod is dead: a LIST has known ns/a as it is now for 16 s, more than 15 s"
+    assert audit.behind_s("Pod", 110.0) == 10.0
+
+
+def test_a_change_that_comes_late_heals_it() -> None:
+    audit = WatchAudit()
+    audit.listed("Pod", [(A, 12)], as_of=12, now=100.0)
+    audit.delivered("Pod", A, 12)
+    assert audit.dead(200.0) is None
+
+
+def test_an_older_change_does_not_heal_it() -> None:
+    audit = WatchAudit()
+    audit.listed("Pod", [(A, 12)], as_of=12, now=100.0)
+    audit.delivered("Pod", A, 11)
+    assert audit.dead(200.0) is not None
+
+
+def test_a_deletion_that_does_not_come_kills_it_and_one_that_comes_heals_it() -> None:
+    audit = WatchAudit()
+    audit.delivered("Pod", A, 10)
+    audit.listed("Pod", [], as_of=20, now=0.0)
+    assert audit.dead(16.0) is not None
+    audit.delivered("Pod", A, None)
+    assert audit.dead(16.0) is None
+    # Gone, and the next LIST agrees.
+    audit.listed("Pod", [], as_of=30, now=60.0)
+    assert audit.dead(600.0) is None
+
+
+def test_what_the_watch_knows_and_an_older_list_does_not_is_no_disagreement() -> None:
+    audit = WatchAudit()
+    audit.delivered("Pod", B, 30)
+    audit.listed("Pod", [], as_of=20, now=0.0)
+    assert audit.dead(600.0) is None
+
+
+def test_the_time_runs_from_the_first_list_that_knew() -> None:
+    audit = WatchAudit()
+    audit.listed("Pod", [(A, 12)], as_of=12, now=0.0)
+    audit.listed("Pod", [(A, 14)], as_of=14, now=10.0)
+    assert audit.behind_s("Pod", 12.0) == 12.0
+
+
+def test_another_version_owed_later_of_another_object_has_its_own_time() -> None:
+    audit = WatchAudit()
+    audit.delivered("Node", A, 5)
+    audit.listed("Node", [(A, 5), (B, 6)], as_of=6, now=0.0)
+    audit.delivered("Node", B, 6)
+    audit.listed("Node", [(A, 9), (B, 6)], as_of=9, now=60.0)
+    assert audit.behind_s("Node", 61.0) == 1.0
+
+
+def test_versions_of_odd_servers_count_as_old() -> None:
+    assert version_of({"metadata": {"resourceVersion": "17"}}) == 17
+    assert version_of({"metadata": {"resourceVersion": "v17"}}) == 0
+    assert version_of({}) == 0
