@@ -215,6 +215,7 @@ class TorchEngine:
 
     def _step(self) -> None:
         assert self._scheduler is not None
+        began_s = time.perf_counter()
         rows = self._scheduler.plan()
         if not rows:
             # Only when every request was aborted.
@@ -224,17 +225,17 @@ class TorchEngine:
         prefill = sum(row.count for row in rows if not row.decodes)
         kv = sum(row.start + row.count for row in rows if row.decodes)
         sequences = sum(row.decodes for row in rows)
-        began_s = time.perf_counter()
         try:
             made = self._runner.run(rows)
         except Exception as error:
             self._fail(rows, error)
             return
-        self._sums.add(time_s=time.perf_counter() - began_s, prefill=prefill, sequences=sequences, kv=kv)
         self._failed_in_a_row = 0
         self._scheduler.advance(rows)
         deltas = [self._made(generation, token) for generation, token in made]
         self._progress_at_s = time.monotonic()
+        # All that a step costs us, but not how long the reader of the sink takes: that says nothing of the model.
+        self._sums.add(time_s=time.perf_counter() - began_s, prefill=prefill, sequences=sequences, kv=kv)
         self._deliver(deltas)
 
     def _made(self, generation: Generation, token: int) -> TokenDelta:
