@@ -149,12 +149,15 @@ def observed(state: State, sample: Sample, now: float) -> State:
 
 
 def remember(history: Iterable[DemandPoint], now: float) -> State:
-    """A first state from what gateways replayed after a restart; without history this is the empty state."""
+    """A first state from what gateways replayed after a restart; without history this is the empty state.
+
+    Totals of a history and of samples begin at different times (a standby has listened for hours), so only the differences
+    inside the history are kept, and the first sample counts from itself."""
     points = sorted((p for p in history if p.at_s <= now), key=lambda p: p.at_s)
     state = State(since_s=points[0].at_s if points else 0.0)
     for point in points:
         state = _appended(state, point)
-    return state
+    return replace(state, last_demand=None, last_served=None)
 
 
 def wished(state: State, now: float, replicas: int, hold_s: float) -> State:

@@ -1,6 +1,6 @@
 """Eighty minutes of a production rate curve in virtual time: real requests, the reference replica, the law every 5 s.
 
-Rates and speed are both 3 % of the recorded pool and of the calibration, so the fleet has the size that the real one would
+Rates and speed are both 2 % of the recorded pool and of the calibration, so the fleet has the size that the real one would
 have, with few enough requests for a unit test; limits on latency are as much longer.
 """
 
@@ -17,7 +17,7 @@ from moefleet_operator.scaling import DemandTotals, Load, Policy, Reason, Sample
 from moefleet_perf import Arrival, VirtualReplica, load_calibration, scaled
 
 TRACE = Path(__file__).parents[2] / "support" / "traces" / "servegen" / "m-large_day0_150min.csv"
-SPEED = 0.03
+SPEED = 0.02
 CALIBRATION = scaled(load_calibration("deepseek-v2-8xh800-aic"), SPEED)
 POLICY = Policy(1, 40, tpot_s=0.1 / SPEED, ttft_s=2.0 / SPEED, calibration=CALIBRATION)
 COLD_START_S = 120.0

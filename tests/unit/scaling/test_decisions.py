@@ -338,7 +338,8 @@ def test_a_restart_with_replay_knows_at_once_what_it_takes():
         for i in range(121)
     ]
     fleet.state = remember(points, fleet.now)
-    # Gateways' totals of a new process begin elsewhere: only differences count, and the first one closes the gap.
+    # A standby that has listened for hours has other totals than the replayed hour: no burst may come of it.
+    fleet.demand = DemandTotals(10**9, 10**11, 0.0, 10**10)
     decision = fleet.tick(18)
     assert (decision.replicas, decision.reason) == (3, Reason.DEMAND_STEADY)
     assert decision.terms.forecast == pytest.approx(2.0, rel=0.05)

@@ -87,7 +87,7 @@ def drive(roads, state=None, target=1):
 ROADS = st.lists(ticks(), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROADS)
 def test_never_outside_the_bounds_and_every_decision_says_why(roads):
     for _, sample, decision in drive(roads):
@@ -101,7 +101,7 @@ def test_never_outside_the_bounds_and_every_decision_says_why(roads):
         assert all(math.isfinite(number) for number in numbers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROADS)
 def test_what_is_unknown_never_lowers_the_target(roads):
     for _, sample, decision in drive(roads):
@@ -118,7 +118,7 @@ def test_what_is_unknown_never_lowers_the_target(roads):
             )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROADS)
 def test_the_same_facts_give_the_same_decision_also_through_json(roads):
     first = list(drive(roads))
@@ -135,7 +135,7 @@ def test_the_same_facts_give_the_same_decision_also_through_json(roads):
         assert sample.policy is not None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0, 300), st.floats(0, 300))
 def test_more_work_never_asks_for_fewer(low_rps, more_rps):
     def after_ten_minutes(rps):

@@ -61,12 +61,21 @@ def test_old_buckets_are_merged_and_forgotten_but_nothing_is_lost_between():
         assert after.end_s - after.span_s == pytest.approx(before.end_s)
 
 
+def listened(rates, step_s=5.0):
+    """A state that has seen its samples itself."""
+    state, total = observed(State(), sample(DemandTotals()), T0), 0.0
+    for i, rate in enumerate(rates, start=1):
+        total += rate * step_s
+        state = observed(state, sample(DemandTotals(total, total * 100, 0.0, total * 10)), T0 + i * step_s)
+    return state, T0 + len(rates) * step_s
+
+
 def sample(demand, **facts):
     return Sample(Policy(1, 5, 0.1, 2.0, None), Supply(1, 1), demand, **facts)
 
 
 def test_unknown_demand_is_a_gap_that_the_next_total_fills():
-    state, now = remembered([4.0] * 60)
+    state, now = listened([4.0] * 60)
     assert observed(state, sample(None), now + 60) == state
     then = replace(state.last_demand, arrivals=state.last_demand.arrivals + 400)
     after = observed(state, sample(then), now + 100)
@@ -74,7 +83,7 @@ def test_unknown_demand_is_a_gap_that_the_next_total_fills():
 
 
 def test_the_same_tick_twice_and_totals_that_fall_count_nothing():
-    state, now = remembered([4.0] * 60)
+    state, now = listened([4.0] * 60)
     again = observed(state, sample(state.last_demand), now)
     assert again.buckets == state.buckets
     lower = observed(state, sample(DemandTotals()), now + 5)
