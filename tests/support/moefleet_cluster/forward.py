@@ -31,7 +31,7 @@ async def serve(listener: socket.socket, host: str, port: int) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(host, port)
         except OSError:
-            writer.transport.abort()  # the caller sees a reset, as it would from a closed port
+            writer.transport.abort()  # nobody listens there: the caller's connection ends
             return
         await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
         for end in (writer, far_writer):
