@@ -26,7 +26,13 @@ CIRCUIT_BREAKERS = {
         }
     ]
 }
-WINDOWS = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 1 << 24}
+UPSTREAM_WINDOWS = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 1 << 24}
+# With HTTP/2 the stream window is also what Envoy buffers of a request body: at 1 MiB a request of 1.1 MiB is
+# answered 413, whatever per_connection_buffer_limit_bytes says.
+LISTENER_WINDOWS = {
+    "initial_stream_window_size": ENVOY_BUFFER_BYTES,
+    "initial_connection_window_size": 2 * ENVOY_BUFFER_BYTES,
+}
 MAX_STREAMS = 100_000
 # A token is a small frame and a slow client leaves many of them waiting: the default of 10,000 frames closes the
 # whole connection as a flood.
@@ -72,7 +78,7 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
 
 
 def http2_upstream(keepalive: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {**WINDOWS, "max_concurrent_streams": MAX_STREAMS}
+    options: dict[str, Any] = {**UPSTREAM_WINDOWS, "max_concurrent_streams": MAX_STREAMS}
     if keepalive:
         options["connection_keepalive"] = KEEPALIVE
     return {
@@ -113,7 +119,7 @@ def _connection_manager(hold_max_s: float) -> dict[str, Any]:
             "stat_prefix": "gateway",
             "codec_type": "HTTP2",
             "http2_protocol_options": {
-                **WINDOWS,
+                **LISTENER_WINDOWS,
                 "max_concurrent_streams": MAX_STREAMS,
                 "max_outbound_frames": MAX_OUTBOUND_FRAMES,
                 "max_outbound_control_frames": MAX_OUTBOUND_CONTROL_FRAMES,

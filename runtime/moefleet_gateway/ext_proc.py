@@ -24,8 +24,10 @@ log = structlog.get_logger()
 # Added to limits.streamDuration: the replica ends a stream at its limit with a clear status; this is for the
 # replica that does not.
 STREAM_GRACE_S = 5.0
+# A client ends its call itself, with a clear status, when its deadline comes. Envoy and the replica count from later
+# on and could only reset the stream; they end it this much after, for a client that is gone without a word.
+DEADLINE_MARGIN_S = 1.0
 _GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse())
-_TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -52,8 +54,9 @@ class Picker(rpc.ExternalProcessorServicer):  # type: ignore[misc]
                 await context.write(_GO_ON)
             elif kind == "request_body":
                 await context.write(await self._answer(headers, message.request_body.body))
-            elif kind == "request_trailers":
-                await context.write(_TRAILERS)
+                # Ending it here is what frees the request of this process: Envoy itself keeps the stream open as
+                # long as the answer runs, and would reset the answer with it when the picker dies.
+                return
 
     async def _answer(self, headers: dict[str, str], body: bytes) -> Any:
         gateway = self._gateway
@@ -85,8 +88,9 @@ def routed(pick: Pick, grpc_timeout: str) -> Any:
     # Envoy counts the header from the arrival, so the time held is added.
     limit_s = pick.fleet.limits.stream_duration_s + STREAM_GRACE_S + pick.held_s
     asked_s = timeout_s(grpc_timeout)
-    if asked_s is None or asked_s > limit_s:
-        pairs.append(("grpc-timeout", f"{int(limit_s * 1000)}m"))
+    allowed_s = limit_s if asked_s is None else min(limit_s, asked_s + DEADLINE_MARGIN_S)
+    # At most 8 digits.
+    pairs.append(("grpc-timeout", f"{min(int(allowed_s * 1000), 99_999_999)}m"))
     for name, value in pairs:
         option = add()
         option.header.key, option.header.raw_value = name, value.encode()

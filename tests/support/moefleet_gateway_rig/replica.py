@@ -83,7 +83,13 @@ class FakeReplica:
 
     def entry(self, **more: Any) -> dict[str, Any]:
         """Its line in the file that the picker reads."""
-        return {"uid": self.uid, "fleet": self.fleet, "address": self.address, "control": self.control, **more}
+        return {
+            "uid": self.uid,
+            "fleet": self.fleet,
+            "address": self.address,
+            "control": self.control,
+            **more,
+        }
 
     async def start(self) -> FakeReplica:
         data, control = grpc.aio.server(options=_OPTIONS), grpc.aio.server(options=_OPTIONS)
@@ -94,7 +100,7 @@ class FakeReplica:
         rep_rpc.add_ReplicaServiceServicer_to_server(_Control(self), control)
         self.grpc_port = data.add_insecure_port(f"{self.ip}:{self.grpc_port}")
         self.control_port = control.add_insecure_port(f"{self.ip}:{self.control_port}")
-        assert self.grpc_port and self.control_port, f"cannot listen on {self.ip}"
+        assert min(self.grpc_port, self.control_port) > 0, f"cannot listen on {self.ip}"
         await data.start()
         await control.start()
         self._servers = [data, control]
@@ -126,7 +132,9 @@ class FakeReplica:
         if reason:
             self.refused += 1
             await context.abort(
-                grpc.StatusCode.UNAVAILABLE, f"{self.uid} refuses: {reason}", (("x-moefleet-refused", reason),)
+                grpc.StatusCode.UNAVAILABLE,
+                f"{self.uid} refuses: {reason}",
+                (("x-moefleet-refused", reason),),
             )
 
     async def stream(self, context: Any, prompt_tokens: int) -> AsyncIterator[int]:
@@ -156,18 +164,18 @@ class _Inference(inf_rpc.InferenceServiceServicer):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica = replica
 
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self.replica.gate("Generate", request, context)
         prompt_tokens = len(request.token_ids.ids) or len(request.prompt.split())
         async for number in self.replica.stream(context, prompt_tokens):
             # The text says who answered.
             yield inf.GenerateResponse(token_ids=[number], text=self.replica.uid)
 
-    async def CountTokens(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CountTokens(self, request: Any, context: Any) -> Any:
         await self.replica.gate("CountTokens", request, context)
         return inf.CountTokensResponse(tokens=len(request.text.split()))
 
-    async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetModel(self, request: Any, context: Any) -> Any:
         await self.replica.gate("GetModel", request, context)
         return inf.GetModelResponse(model=inf.Model(name=self.replica.model, fleet=self.replica.fleet))
 
@@ -176,19 +184,19 @@ class _Trtllm(trt_rpc.TrtllmServiceServicer):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica = replica
 
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self.replica.gate("trtllm.Generate", request, context)
         async for number in self.replica.stream(context, len(request.tokenized.input_token_ids)):
             yield trt.GenerateResponse(
                 request_id=self.replica.uid, chunk=trt.GenerateStreamChunk(token_ids=[number])
             )
 
-    async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Abort(self, request: Any, context: Any) -> Any:
         await self.replica.gate("Abort", request, context)
         self.replica.aborted.append(request.request_id)
         return trt.AbortResponse(success=True)
 
-    async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetModelInfo(self, request: Any, context: Any) -> Any:
         await self.replica.gate("GetModelInfo", request, context)
         return trt.GetModelInfoResponse()
 
@@ -197,7 +205,7 @@ class _Control(rep_rpc.ReplicaServiceServicer):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica = replica
 
-    async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchLoad(self, request: Any, context: Any) -> AsyncIterator[Any]:
         replica = self.replica
         if replica.token:
             sent = dict(context.invocation_metadata()).get("authorization")
@@ -222,10 +230,10 @@ class _Control(rep_rpc.ReplicaServiceServicer):
             )
             try:
                 await asyncio.wait_for(replica._changed.wait(), request.interval_ms / 1000)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 continue
 
-    async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Drain(self, request: Any, context: Any) -> Any:
         return rep.DrainResponse(state=replica_state(self.replica))
 
 

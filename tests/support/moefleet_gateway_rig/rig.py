@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.gateway.v1 import gateway_pb2_grpc as gw_rpc
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.inference.v1 import inference_pb2_grpc as inf_rpc
+
 from moefleet_gateway_rig.replica import FakeReplica
 
 MODEL = "tiny"
@@ -62,7 +64,13 @@ class FleetFile:
         beside.replace(self.path)
 
     def fleet(self, name: str = "tiny", model: str = MODEL, namespace: str = "default", **more: Any) -> None:
-        entry = {"namespace": namespace, "name": name, "model": model, "uid": f"uid-{namespace}-{name}", **more}
+        entry = {
+            "namespace": namespace,
+            "name": name,
+            "model": model,
+            "uid": f"uid-{namespace}-{name}",
+            **more,
+        }
         self.fleets = [f for f in self.fleets if (f["namespace"], f["name"]) != (namespace, name)] + [entry]
         self.write()
 
@@ -118,10 +126,8 @@ class Rig:
             await channel.close()
         for process in (self.envoy, self.picker):
             if process is not None:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 await process.wait()
         await asyncio.gather(*(replica.stop() for replica in self._replicas))
         for file in self._logs:
@@ -161,7 +167,9 @@ class Rig:
 
     # --- replicas ---
 
-    async def replica(self, uid: str, ready: bool = True, listed: bool = True, **behaviour: Any) -> FakeReplica:
+    async def replica(
+        self, uid: str, ready: bool = True, listed: bool = True, **behaviour: Any
+    ) -> FakeReplica:
         replica = await FakeReplica(uid, **behaviour).start()
         self._replicas.append(replica)
         if listed:
@@ -179,7 +187,9 @@ class Rig:
         pairs += [("grpc.max_send_message_length", -1)]
         if authority:
             pairs.append(("grpc.default_authority", authority))
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.ports['grpc']}", options=pairs + list(options.items()))
+        channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.ports['grpc']}", options=pairs + list(options.items())
+        )
         self._channels.append(channel)
         return channel
 
@@ -187,7 +197,12 @@ class Rig:
         return inf_rpc.InferenceServiceStub(channel or self.channel())
 
     async def generate(
-        self, stub: Any, model: str = MODEL, prompt: str = "one two three", timeout: float = PATIENCE_S, **more: Any
+        self,
+        stub: Any,
+        model: str = MODEL,
+        prompt: str = "one two three",
+        timeout: float = PATIENCE_S,
+        **more: Any,
     ) -> list[Any]:
         request = inf.GenerateRequest(model=model, prompt=prompt)
         return [message async for message in stub.Generate(request, timeout=timeout, **more)]
@@ -208,7 +223,9 @@ class Rig:
                         return
                 except grpc.aio.AioRpcError:
                     pass
-                assert loop.time() < deadline, f"never ready:\n{self.log()[-3000:]}\n{self.log('envoy')[-3000:]}"
+                assert loop.time() < deadline, (
+                    f"never ready:\n{self.log()[-3000:]}\n{self.log('envoy')[-3000:]}"
+                )
                 await asyncio.sleep(0.02)
 
     # --- as the operator ---
@@ -244,6 +261,11 @@ class Rig:
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics") as response:
                 return await response.text()
+
+    async def metric_is(self, value: float, name: str, **labels: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.metric(name, **labels) != value:  # noqa: ASYNC110  (another process's state)
+                await asyncio.sleep(0.02)
 
     async def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples with these labels."""
