@@ -18,6 +18,8 @@ import pytest
 from moefleet_cluster import ControlPlane
 from moefleet_cluster.kubectl import KubectlError
 from moefleet_cluster.programs import programs_folder
+from moefleet_operator.handlers.startup import LEASE_NAME
+from moefleet_operator.kube.access import Right, rights_needed
 
 CHART = Path(__file__).resolve().parents[2] / "charts/moefleet"
 RELEASE, NAMESPACE = "moefleet", "moefleet-system"
@@ -119,6 +121,8 @@ def installed(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[I
     plane.kubectl.within(NAMESPACE)("delete", "secret", "moefleet-control-key", "--ignore-not-found")
 
 
+# The Prometheus operator's kinds are not here, and taking the CRD out of the release would leave it without an owner.
+NAMESPACED = ("--set", "podMonitor.enabled=false", "--set", "crds.enabled=true")
 FLEETS = "moefleet.io/moefleets"
 READ = ("get", "list", "watch")
 # account -> resource -> verbs in a namespace with fleets; every other verb of this list has to be refused
@@ -174,8 +178,7 @@ def test_rights_of_the_operator_in_its_own_namespace(installed: Installed) -> No
 
 
 def test_namespaced_scope_ends_at_its_namespaces(installed: Installed) -> None:
-    # The Prometheus operator's kinds are not here.
-    installed.upgrade("namespaced", "--set", "podMonitor.enabled=false", "--set", "crds.enabled=true")
+    installed.upgrade("namespaced", *NAMESPACED)
     for account in ("operator", "gateway"):
         for namespace, expected in (("team-a", True), ("team-b", True), ("other", False)):
             assert installed.may(account, "list", "/pods", namespace) is expected, f"{account} in {namespace}"
@@ -243,3 +246,20 @@ def test_without_keep_uninstall_takes_fleets_and_key(installed: Installed) -> No
         )
     )
     assert left["items"] == []
+
+
+def resource(right: Right) -> str:
+    return "/".join([right.group, right.resource] + ([right.subresource] if right.subresource else []))
+
+
+def test_the_operator_has_every_right_that_it_asks_for(installed: Installed) -> None:
+    """The list is the operator's own; it asks for the same at its start and says what is missing."""
+    for namespaces, case in (((), "default"), (("team-a", "team-b"), "namespaced")):
+        installed.upgrade(case, *NAMESPACED if case == "namespaced" else ())
+        lacking = [
+            str(right)
+            for right in rights_needed(namespaces, NAMESPACE, LEASE_NAME)
+            if not installed.may("operator", right.verb, resource(right), right.namespace, name=right.name)
+        ]
+        # The namespaced case has capacity.nodeAccess false: free GPUs stay unknown, and the operator lives with it.
+        assert lacking == ([] if case == "default" else ["list nodes", "watch nodes"])

@@ -189,7 +189,9 @@ def schema_json() -> str:
 
 def values_markdown() -> str:
     head = "| Value | Default | What it does |\n|---|---|---|\n"
-    return head + "".join(f"| `{p}` | `{json.dumps(d)}` | {text} |\n" for p, d, text in _rows(ChartValues(), ""))
+    return head + "".join(
+        f"| `{p}` | `{json.dumps(d)}` | {text} |\n" for p, d, text in _rows(ChartValues(), "")
+    )
 
 
 def _rows(values: Values, prefix: str) -> list[tuple[str, Any, str]]:

@@ -60,6 +60,7 @@ POD_REFUSED: Final = "PodRefused"
 POD_EVICTED: Final = "PodEvicted"
 PERMISSION_MISSING: Final = "PermissionMissing"
 API_UNAVAILABLE: Final = "APIUnavailable"
+INTERNAL_ERROR: Final = "InternalError"
 NAME_IN_USE: Final = "NameInUse"
 NOT_STALLED: Final = "NotStalled"
 # ModelReady
@@ -93,6 +94,14 @@ DEMAND_FELL: Final = "DemandFell"
 DEMAND_STEADY: Final = "DemandSteady"
 HOLDING_BEFORE_SCALE_DOWN: Final = "HoldingBeforeScaleDown"
 BYPASS_TRAFFIC: Final = "BypassTraffic"
+BACKLOG: Final = "Backlog"
+KV_CACHE: Final = "KVCache"
+STARTS_FAILED: Final = "StartsFailed"
+STEP_LIMITED: Final = "StepLimited"
+OBJECTIVE_UNREACHABLE: Final = "ObjectiveUnreachable"
+LOAD_UNKNOWN: Final = "LoadUnknown"
+RESTARTED: Final = "Restarted"
+NO_CALIBRATION: Final = "NoCalibration"
 IDLE: Final = "Idle"
 EXTERNAL_REPLICAS: Final = "ExternalReplicas"
 ADVISORY_ONLY: Final = "AdvisoryOnly"
@@ -136,6 +145,7 @@ REASONS: Final[dict[str, str]] = {
     POD_EVICTED: "The pod was evicted or its node went away.",
     PERMISSION_MISSING: "The operator lacks a right that the message names; upgrade the chart or grant it.",
     API_UNAVAILABLE: "The API server does not answer; the operator tries again.",
+    INTERNAL_ERROR: "A defect of the operator at this fleet; it tries again, other fleets go on. Please report the message.",
     NAME_IN_USE: "An object that is not ours has a name that this fleet needs; the message names it.",
     NOT_STALLED: "Nothing from outside is needed.",
     MODEL_LOADED: "A replica has loaded the model and given real tokens.",
@@ -166,6 +176,14 @@ REASONS: Final[dict[str, str]] = {
     DEMAND_STEADY: "The load needs the replicas that there are.",
     HOLDING_BEFORE_SCALE_DOWN: "The load needs fewer replicas, but not yet for the whole hold time.",
     BYPASS_TRAFFIC: "Replicas serve more than the gateways sent them; the larger number counts.",
+    BACKLOG: "What already waits needs more replicas than what arrives.",
+    KV_CACHE: "The contexts that are held fill more caches than the work needs replicas.",
+    STARTS_FAILED: "Replicas that should long be ready are not, so others take their place.",
+    STEP_LIMITED: "More replicas are needed than may start at once; the next step follows when these are ready.",
+    OBJECTIVE_UNREACHABLE: "An empty step is slower than timePerOutputToken allows, so no number of replicas helps.",
+    LOAD_UNKNOWN: "Replicas do not report their load, so the number of replicas stays and does not fall.",
+    RESTARTED: "The operator restarted without what it knew and holds the number of replicas for one cold start.",
+    NO_CALIBRATION: "No calibration fits this engine, so the number of replicas cannot be computed.",
     IDLE: "Nobody asks; the fleet is about to sleep.",
     EXTERNAL_REPLICAS: "spec.replicas decides (mode External).",
     ADVISORY_ONLY: "The decision is shown and not carried out (mode Advisory).",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from moefleet_operator.api import MoEFleet, conditions
+from moefleet_operator.scaling.types import Reason
 from pydantic import ValidationError
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "charts/examples"
@@ -78,3 +79,8 @@ def test_every_reason_has_a_meaning_and_every_meaning_a_reason() -> None:
         assert word.isalnum(), word
         assert meaning.endswith("."), word
         assert f"| `{word}` | {meaning} |" in conditions.reasons_markdown()
+
+
+def test_scaling_has_no_words_of_its_own() -> None:
+    """One vocabulary: what a decision says is what condition, Event, metric and docs say."""
+    assert {str(reason) for reason in Reason} <= set(conditions.REASONS)
