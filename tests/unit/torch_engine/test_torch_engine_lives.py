@@ -16,6 +16,7 @@ from moefleet_runtime.engine.base import (
     Finish,
     RequestInvalid,
     StartFailed,
+    TokenDelta,
 )
 from moefleet_runtime.engine.torch import make_engine
 from moefleet_runtime.engine.torch.engine import MAX_FAILED_STEPS_IN_A_ROW, TorchEngine
@@ -217,6 +218,7 @@ def test_the_context_ends_an_answer_that_asked_for_more(prompts: list[list[int]]
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"seed": 2**64}, "seed"),
         ({"prompt": (5,) * 40}, "the cache holds 48"),
     ],
 )
@@ -372,6 +374,29 @@ def test_an_abort_in_a_step_takes_effect_before_the_next_one(
         assert e.out.tokens["r1"] == undisturbed[1]
         e.engine.abort("r0")
         e.check_nothing_held()
+
+
+def test_a_late_abort_does_not_hit_the_next_owner_of_the_id(prompts: list[list[int]]) -> None:
+    """The abort is sent in the very step that ends the request; the id is used again before the next."""
+    held = Held()
+    with RunningEngine(settings(), runner=lambda inner: Watched(inner, after=held)) as e:
+        e.engine.submit(request("r", prompts[0], 1))
+        assert held.entered.acquire(timeout=60)
+        e.engine.abort("r")
+        # In the sink, that is after the end and before the next look into the inbox.
+        deliver = e.out.deltas
+
+        def and_again(batch: Sequence[TokenDelta]) -> None:
+            deliver(batch)
+            e.out.deltas = deliver  # type: ignore[method-assign]
+            e.out.ends.pop("r")
+            e.engine.submit(request("r", prompts[0], 3, ignore_eos=True))
+
+        e.out.deltas = and_again  # type: ignore[method-assign]
+        held.free()
+        e.out.wait_for_ends("r")
+        assert e.out.finish("r") is Finish.LENGTH
+        assert not e.out.deaths
 
 
 def test_an_abort_of_one_that_waits_never_runs_it(prompts: list[list[int]]) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -36,6 +37,8 @@ from moefleet_runtime.engine.torch.starting import Started, start
 
 # A step that fails once may be one request's fault; so many in a row, with no step between that worked, are not.
 MAX_FAILED_STEPS_IN_A_ROW = 8
+# Signed or unsigned, as the clients of either service send it.
+MIN_SEED, MAX_SEED = -(1 << 63), (1 << 64) - 1
 # Messages name errors, they do not carry them: some of torch's are pages long.
 MAX_ERROR_CHARACTERS = 500
 
@@ -47,7 +50,7 @@ class TorchEngine:
         self._settings = settings
         self._changed = threading.Condition()
         # Under `_changed`: what has come in since the last step, and every request that is not yet ended.
-        self._inbox: deque[Generation | str] = deque()
+        self._inbox: deque[tuple[Literal["begin", "abort"], Generation]] = deque()
         self._live: dict[str, Generation] = {}
         self._stopping = False
         self._dead = "it was not started"
@@ -96,13 +99,14 @@ class TorchEngine:
             if not self._live:
                 self._progress_at_s = time.monotonic()
             self._live[request.request_id] = generation
-            self._inbox.append(generation)
+            self._inbox.append(("begin", generation))
             self._changed.notify()
 
     def abort(self, request_id: str) -> None:
         with self._changed:
-            if request_id in self._live:
-                self._inbox.append(request_id)
+            generation = self._live.get(request_id)
+            if generation is not None:
+                self._inbox.append(("abort", generation))
                 self._changed.notify()
 
     def load(self) -> EngineLoad:
@@ -162,6 +166,8 @@ class TorchEngine:
             raise RequestInvalid(f"{name}: top_p: wanted above 0 and at most 1, found {request.top_p}")
         if request.top_k < 0:
             raise RequestInvalid(f"{name}: top_k: wanted 0 or more, found {request.top_k}")
+        if request.seed is not None and not MIN_SEED <= request.seed <= MAX_SEED:
+            raise RequestInvalid(f"{name}: seed: wanted 64 bits, found {request.seed}")
         limit = min(length + request.max_tokens, info.context_length)
         if limit > info.kv_max_tokens:
             raise RequestInvalid(
@@ -201,15 +207,13 @@ class TorchEngine:
             arrived = list(self._inbox)
             self._inbox.clear()
         deltas = []
-        for item in arrived:
-            if isinstance(item, Generation):
-                self._scheduler.add(item)
-                continue
-            # Ended since the abort was sent: nothing to do.
-            aborted = self._live.get(item)
-            if aborted is not None:
-                self._scheduler.remove(aborted)
-                deltas.append(self._ended(aborted, (), Finish.CANCELLED))
+        for what, generation in arrived:
+            if what == "begin":
+                self._scheduler.add(generation)
+            elif self._live.get(generation.request.request_id) is generation:
+                # Otherwise it ended since the abort was sent, and its id may even be another's by now.
+                self._scheduler.remove(generation)
+                deltas.append(self._ended(generation, (), Finish.CANCELLED))
         self._deliver(deltas)
         return True
 

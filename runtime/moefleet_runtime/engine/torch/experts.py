@@ -1,7 +1,7 @@
 """DeepSeek-V2's expert layer: choose by softmax over all experts, multiply in groups, add up.
 
 The group score of V2 is the best expert of the group (V3's is not). `grouped_mm` was as fast as or faster than a loop
-over experts and a product over all of them on the CPU too, so there is one path; nothing in it waits for the device.
+over experts and a product over all of them on the CPU too, so there is one path, and nothing in it waits for the device.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ def choose(x: Tensor, router: Tensor, config: RouterConfig) -> tuple[Tensor, Ten
 
 def routed(x: Tensor, weights: ExpertWeights, config: RouterConfig) -> Tensor:
     share, indices = choose(x, weights.router, config)
-    flat = indices.flatten()
-    order = flat.argsort(stable=True)
-    token = order // config.experts_per_token
-    ends = torch.bincount(flat, minlength=config.experts).cumsum(0).to(torch.int32)
-    gate, up = F.grouped_mm(x.index_select(0, token), weights.gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
-    y = F.grouped_mm(F.silu(gate) * up, weights.down.transpose(1, 2), offs=ends)
-    y = y * share.flatten()[order][:, None].to(y.dtype)
-    return torch.zeros_like(x).index_add_(0, token, y)
+    # Every choice of every token, expert by expert; not by bincount, which waits for a GPU.
+    expert, order = indices.flatten().sort(stable=True)
+    ends = torch.searchsorted(
+        expert, torch.arange(config.experts, device=x.device), right=True, out_int32=True
+    )
+    mine = x.index_select(0, order // config.experts_per_token)
+    gate, up = F.grouped_mm(mine, weights.gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
+    sorted_y = F.grouped_mm(F.silu(gate) * up, weights.down.transpose(1, 2), offs=ends)
+    # Back in the order of the tokens and added up by a product: index_add_ on a GPU adds in any order, and the same
+    # request would not always get the same token.
+    y = torch.empty_like(sorted_y).index_copy_(0, order, sorted_y)
+    y = y.view(len(x), config.experts_per_token, -1)
+    return torch.bmm(share[:, None].to(y.dtype), y)[:, 0]
