@@ -138,10 +138,19 @@ def top_command(
             return
         console.print(top_table(found, namespaces=everywhere))
         return
+    # Rights and names are checked before the screen is taken; later faults may pass, and are shown meanwhile.
+    found = rows(cluster.fleets(where))
     with Live(console=console, screen=True, auto_refresh=False) as live:
+        problem = ""
         while True:
-            live.update(top_table(rows(cluster.fleets(where)), namespaces=everywhere), refresh=True)
+            table = top_table(found, namespaces=everywhere)
+            table.caption = problem or None
+            live.update(table, refresh=True)
             time.sleep(REFRESH_S)
+            try:
+                found, problem = rows(cluster.fleets(where)), ""
+            except ClusterError as error:
+                problem = f"{error}; the numbers are old"
 
 
 def run(arguments: list[str] | None = None, name: str = "moefleet") -> int:
