@@ -103,16 +103,16 @@ class Cluster:
         from kubernetes.config.config_exception import ConfigException
 
         try:
-            try:
-                config.load_kube_config(config_file=kubeconfig, context=context)
-                self.namespace = _context_namespace(config, kubeconfig, context)
-            except ConfigException:
-                if kubeconfig or context:
-                    raise
-                config.load_incluster_config()
-                self.namespace = "default"
+            config.load_kube_config(config_file=kubeconfig, context=context)
+            self.namespace = _context_namespace(config, kubeconfig, context)
         except ConfigException as error:
-            raise ClusterError(f"no cluster to ask: {error}") from error
+            if kubeconfig or context:
+                raise ClusterError(f"no cluster to ask: {error}") from error
+            try:
+                config.load_incluster_config()
+            except ConfigException:
+                raise ClusterError(f"no cluster to ask: {error}, and this is no pod of a cluster") from error
+            self.namespace = "default"
         self._api = client.CustomObjectsApi()
 
     def fleets(self, namespace: str | None) -> list[dict[str, Any]]:

@@ -179,6 +179,14 @@ def test_what_is_not_there(
     assert words in capsys.readouterr().err
 
 
-def test_no_cluster_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_cluster_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert run(["top", "--kubeconfig", str(tmp_path / "absent")]) == Exit.CLUSTER
     assert "no cluster to ask" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "absent")
+    )
+    assert run(["top"]) == Exit.CLUSTER
+    assert "this is no pod of a cluster" in capsys.readouterr().err
