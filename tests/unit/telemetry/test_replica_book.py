@@ -1,0 +1,114 @@
+"""Replicas' samples become loads for draining, a load for the law, and totals that outlive the pods."""
+
+import pytest
+from moefleet.replica.v1 import replica_pb2 as pb
+from moefleet_operator.core.events import Key
+from moefleet_operator.scaling import Load, ServedTotals
+from moefleet_operator.telemetry import ReplicaTarget
+from moefleet_operator.telemetry.replicas import LOAD_STALE_S, STEP_HALF_LIFE_S, ReplicaBook
+
+CHAT = Key("team", "chat")
+NOW = 1_700_000_000.0
+SERVING, DRAINING, STARTING = pb.REPLICA_STATE_SERVING, pb.REPLICA_STATE_DRAINING, pb.REPLICA_STATE_STARTING
+
+
+def target(uid, ready=True, fleet=CHAT):
+    return ReplicaTarget(uid, fleet, "fleet-1", "127.0.0.1:8501", ready)
+
+
+def load(uid, seq=1, state=SERVING, incarnation="a", **facts):
+    return pb.LoadSample(pod_uid=uid, incarnation=incarnation, seq=seq, state=state, **facts)
+
+
+def book(*targets):
+    made = ReplicaBook()
+    made.expect(targets)
+    return made
+
+
+def test_the_load_of_a_fleet_is_what_its_serving_replicas_carry():
+    made = book(target("a"), target("b"), target("c", ready=False), target("x", fleet=Key("team", "other")))
+    for uid, state in (("a", SERVING), ("b", DRAINING), ("c", STARTING), ("x", SERVING)):
+        made.put(uid, load(uid, state=state, active=2, queued=1, kv_used_tokens=10, kv_max_tokens=100), NOW)
+    assert made.fleet_load(CHAT, NOW) == Load(1, 2, 1, 0, 0, 10, 100)
+    assert {uid: found.state for uid, found in made.loads(NOW).items()} == {
+        "a": "SERVING", "b": "DRAINING", "c": "STARTING", "x": "SERVING",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("story", "ready", "heard", "lost", "after_s", "silent"),
+    [
+        ("a ready replica that was never heard", True, False, False, 0.0, 1),
+        ("one that starts may be silent", False, False, False, 0.0, 0),
+        ("one that speaks", True, True, False, LOAD_STALE_S, 0),
+        ("one that has stopped to", True, True, False, LOAD_STALE_S + 1, 1),
+        ("one whose stream broke", True, True, True, 0.0, 1),
+    ],
+)
+def test_silence(story, ready, heard, lost, after_s, silent):  # noqa: PLR0917 - a table row
+    made = book(target("a", ready))
+    if heard:
+        made.put("a", load("a", active=3), NOW)
+    if lost:
+        made.lost("a")
+    assert made.silent(CHAT, NOW + after_s) == silent, story
+    known = heard and not lost and not silent
+    assert (made.load("a", NOW + after_s) is not None) == known
+    assert made.fleet_load(CHAT, NOW + after_s).active == (3 if known else 0)
+
+
+def test_served_totals_outlive_restarts_and_pods():
+    made = book(target("a"), target("b"))
+    assert made.served(CHAT) is None
+    seen = []
+    for uid, seq, incarnation, admitted in (
+        ("a", 1, "i", 10), ("b", 40, "i", 500), ("b", 41, "i", 505), ("a", 2, "i", 20), ("a", 1, "j", 3),
+    ):  # fmt: skip
+        made.put(uid, load(uid, seq, incarnation=incarnation, admitted_total=admitted), NOW)
+        seen.append(made.served(CHAT).admitted)
+    # b was first heard in the middle of its life.
+    assert seen == [10, 10, 15, 25, 28]
+    made.expect([])
+    assert made.served(CHAT) == ServedTotals(28)
+
+
+def test_another_pod_at_the_address_and_old_samples_are_not_taken():
+    made = book(target("a"))
+    assert made.put("a", load("a", seq=5, active=5), NOW)
+    assert not made.put("a", load("b", seq=6, active=6), NOW)
+    assert not made.put("a", load("a", seq=4, active=4), NOW)
+    assert not made.put("z", load("z"), NOW)
+    assert made.load("a", NOW).active == 5
+    assert made.put("a", load("a", seq=1, incarnation="b", active=1), NOW)
+    assert made.load("a", NOW).active == 1
+
+
+def test_steps_of_late_weigh_more():
+    made = book(target("a"))
+
+    def report(seq, count, time_s, at):
+        made.put("a", load("a", seq, steps=pb.StepSums(count=count, time_s=time_s)), at)
+        return made.steps(CHAT)
+
+    assert made.steps(CHAT) is None
+    assert report(1, 100, 1.0, NOW).count == 100
+    later = report(2, 200, 11.0, NOW + STEP_HALF_LIFE_S)
+    assert (later.count, later.time_s) == pytest.approx((150, 10.5))
+    # Nothing new: nothing changes.
+    assert report(3, 200, 11.0, NOW + 2 * STEP_HALF_LIFE_S) == later
+
+
+def test_start_times_are_of_those_that_got_there():
+    made = book(target("a"), target("b"))
+    made.put("a", load("a", start_s=12.5), NOW)
+    made.put("b", load("b", state=STARTING), NOW)
+    assert made.starts_s(CHAT) == {"a": 12.5}
+
+
+def test_outstanding_tokens_are_both_kinds():
+    made = book(target("a"))
+    made.put(
+        "a", load("a", outstanding_prefill_tokens=7, outstanding_decode_tokens=5, oldest_active_s=3.5), NOW
+    )
+    assert (made.load("a", NOW).outstanding_tokens, made.load("a", NOW).oldest_active_s) == (12, 3.5)
