@@ -1,0 +1,51 @@
+"""Envoy's configuration as a reviewer reads it: tests/golden/gateway/envoy.json. Written anew with UPDATE_GOLDEN=1."""
+
+import json
+import os
+from pathlib import Path
+
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401
+from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2  # noqa: F401
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2  # noqa: F401
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
+from google.protobuf import json_format
+from moefleet_gateway import methods
+from moefleet_gateway.bootstrap import bootstrap
+from moefleet_gateway.settings import MESSAGE_MAX_BYTES, load
+
+GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy.json"
+
+
+def test_the_configuration_is_the_reviewed_one() -> None:
+    made = json.dumps(bootstrap(load({"POD_NAME": "gateway-0"})), indent=1) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(made)
+    assert made == GOLDEN.read_text()
+
+
+def test_every_field_is_one_that_envoy_knows() -> None:
+    json_format.ParseDict(bootstrap(load({})), bootstrap_pb2.Bootstrap())
+
+
+def routes() -> list[dict[str, object]]:
+    manager = bootstrap(load({}))["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    return manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
+
+
+def test_only_the_listed_methods_have_a_route_and_none_is_of_the_replica_service() -> None:
+    paths = [route["match"]["path"] for route in routes() if "path" in route["match"]]
+    assert sorted(paths) == sorted([*methods.TO_REPLICA, *methods.TO_PICKER])
+    assert not [p for p in paths if "ReplicaService" in p or "GatewayService" in p]
+    assert "direct_response" in routes()[-1]
+
+
+def test_what_a_held_request_needs() -> None:
+    made = bootstrap(load({"MOEFLEET_HOLD_MAX_S": "60"}))
+    listener = made["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    assert manager["http_filters"][0]["typed_config"]["message_timeout"] == "65s"
+    assert listener["per_connection_buffer_limit_bytes"] > MESSAGE_MAX_BYTES
+    assert manager["http2_protocol_options"]["initial_stream_window_size"] > MESSAGE_MAX_BYTES
