@@ -40,15 +40,15 @@ class _Heard:
     # None: the stream is broken or has not said anything yet.
     sample: replica_pb2.LoadSample | None = None
     at_s: float = 0.0
+    # Steps of late, what was before halved every half-life. They go with the pod: another revision has other steps.
+    recent_steps: Counts = (0.0,) * len(_STEP_FIELDS)
+    recent_at_s: float = 0.0
 
 
 @dataclass(slots=True)
 class _Fleet:
     served: Ledger = field(default_factory=lambda: Ledger(SERVED_WIDTH))
     steps: Ledger = field(default_factory=lambda: Ledger(len(_STEP_FIELDS)))
-    # Steps of late, each report's share halved every half-life.
-    recent_steps: Counts = (0.0,) * len(_STEP_FIELDS)
-    recent_at_s: float = 0.0
     spoke: bool = False
 
 
@@ -83,7 +83,7 @@ class ReplicaBook:
         if before is not None and before.incarnation == sample.incarnation and sample.seq < before.seq:
             return False
         heard.sample, heard.at_s = sample, now
-        self._count(heard.target, sample, now)
+        self._count(heard, sample, now)
         return True
 
     def lost(self, uid: str) -> None:
@@ -140,8 +140,9 @@ class ReplicaBook:
         return ServedTotals(*fleet.served.totals()) if fleet and fleet.spoke else None
 
     def steps(self, key: Key) -> StepTotals | None:
-        fleet = self._fleets.get(key)
-        return StepTotals(*fleet.recent_steps) if fleet and fleet.recent_steps[0] > 0 else None
+        """Over the replicas that there are."""
+        total = sum((StepTotals(*h.recent_steps) for h in self._by_fleet.get(key, ())), StepTotals())
+        return total if total.count > 0 else None
 
     def starts_s(self, key: Key) -> dict[str, float]:
         """Seconds from the start of the process to Serving, by pod uid, for those that got there."""
@@ -154,23 +155,23 @@ class ReplicaBook:
     def forget(self, key: Key) -> None:
         self._fleets.pop(key, None)
 
-    def _count(self, target: ReplicaTarget, said: replica_pb2.LoadSample, now: float) -> None:
-        fleet = self._fleets.setdefault(target.fleet, _Fleet())
+    def _count(self, heard: _Heard, said: replica_pb2.LoadSample, now: float) -> None:
+        uid = heard.target.uid
+        fleet = self._fleets.setdefault(heard.target.fleet, _Fleet())
         fleet.spoke = True
-        from_start = said.seq <= 1
         served: Counts = (
             said.admitted_total,
             said.prompt_tokens_total,
             said.cached_tokens_total,
             said.output_tokens_total,
         )
-        fleet.served.put(target.uid, said.incarnation, served, from_start=from_start)
+        fleet.served.put(uid, said.incarnation, served, from_start=said.seq <= 1)
         sums = tuple(float(getattr(said.steps, name)) for name in _STEP_FIELDS)
-        new = fleet.steps.put(target.uid, said.incarnation, sums, from_start=True)
+        new = fleet.steps.put(uid, said.incarnation, sums, from_start=True)
         if new[0] <= 0:
             return
-        kept = 0.5 ** (max(now - fleet.recent_at_s, 0.0) / STEP_HALF_LIFE_S) if fleet.recent_at_s else 0.0
-        fleet.recent_steps = tuple(
-            old * kept + more for old, more in zip(fleet.recent_steps, new, strict=True)
+        kept = 0.5 ** (max(now - heard.recent_at_s, 0.0) / STEP_HALF_LIFE_S)
+        heard.recent_steps = tuple(
+            old * kept + more for old, more in zip(heard.recent_steps, new, strict=True)
         )
-        fleet.recent_at_s = now
+        heard.recent_at_s = now

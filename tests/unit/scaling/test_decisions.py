@@ -18,7 +18,7 @@ from moefleet_operator.scaling import (
     decide,
     remember,
 )
-from moefleet_perf import Calibration, ReplicaLimits, StepModel
+from moefleet_perf import Calibration, ReplicaLimits, StepModel, StepTotals
 
 # One request/s of 100 prompt and 10 output tokens is 0.1 of marginal work; with T* = 0.85 * 100 ms and a = 8.5 ms, 0.9 of a
 # replica can be worked: 9 requests/s each.
@@ -360,3 +360,16 @@ def test_every_reason_is_documented_and_reachable_here():
         Reason.IDLE, Reason.WAKING, Reason.DEMAND_FELL, Reason.HOLDING_BEFORE_SCALE_DOWN, Reason.BYPASS_TRAFFIC,
     }  # fmt: skip
     assert tested == set(Reason)
+
+
+def test_replicas_that_are_slower_than_calibrated_are_found_by_their_steps():
+    steps = StepTotals()
+    slow = CALIBRATION.step
+    for i in range(2000):
+        p, n = (i % 5) * 100, i % 40
+        steps = steps.with_step(slow.a_s + 2 * slow.b_s * p + 2 * slow.c_s * n, p, n, n * 100)
+    as_calibrated = Fleet().run(600, 18)
+    slower = Fleet().run(600, 18, steps=steps)
+    assert as_calibrated.terms.capacity_rps == pytest.approx(9.0)
+    assert slower.terms.capacity_rps == pytest.approx(4.5, rel=0.03)
+    assert (as_calibrated.replicas, slower.replicas) == (3, 5)

@@ -99,6 +99,15 @@ def test_steps_of_late_weigh_more():
     assert report(3, 200, 11.0, NOW + 2 * STEP_HALF_LIFE_S) == later
 
 
+def test_steps_go_with_their_pod_because_another_revision_has_others():
+    made = book(target("old"), target("new"))
+    for uid, time_s in (("old", 50.0), ("new", 1.0)):
+        made.put(uid, load(uid, steps=pb.StepSums(count=100, time_s=time_s)), NOW)
+    assert (made.steps(CHAT).count, made.steps(CHAT).time_s) == (200, 51.0)
+    made.expect([target("new")])
+    assert (made.steps(CHAT).count, made.steps(CHAT).time_s) == (100, 1.0)
+
+
 def test_start_times_are_of_those_that_got_there():
     made = book(target("a"), target("b"))
     made.put("a", load("a", start_s=12.5), NOW)
