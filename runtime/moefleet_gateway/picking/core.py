@@ -184,7 +184,7 @@ class Core:
         self.endpoints.counted(active, began_s)
         for request_id, flight in list(self.flights.items()):
             if flight.picked_s > began_s - SETTLED_S:
-                continue
+                break  # in the order of their picks
             entry = self.endpoints.by_uid.get(flight.uid)
             if entry is not None and entry.envoy_active == 0:
                 self.lost += 1
@@ -297,6 +297,8 @@ class Core:
     def sweep(self, now: float) -> list[str]:
         """Forgets what is over: endpoints, lanes, flights without an end. Uids of the endpoints."""
         for request_id, flight in list(self.flights.items()):
+            if now <= flight.picked_s + LOST_AFTER_S:
+                break  # in the order of their picks
             lane = self.lanes.get(flight.fleet)
             longest = lane.fleet.limits.stream_duration_s if lane is not None else 0.0
             if now > flight.picked_s + longest + LOST_AFTER_S:
