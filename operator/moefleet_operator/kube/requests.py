@@ -112,7 +112,7 @@ def event_body(effect: EmitEvent, wall: float, instance: str) -> dict[str, Any]:
         "apiVersion": EVENTS.api_version,
         "kind": EVENTS.kind,
         # A name of the API server's choice: one Event for one change, whichever process writes it.
-        "metadata": {"generateName": f"{effect.object.name}.", "namespace": effect.object.namespace},
+        "metadata": {"generateName": f"{effect.object.name}-", "namespace": effect.object.namespace},
         "eventTime": rfc3339_micro(wall),
         "type": effect.type,
         "reason": effect.reason[:EVENT_WORD_MAX_CHARS],
