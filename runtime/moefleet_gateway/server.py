@@ -232,7 +232,9 @@ async def _metrics_server(gateway: Gateway, admin: EnvoyAdmin, settings: Setting
     app.router.add_get("/metrics/envoy", envoy_metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, settings.metrics_listen.host, settings.metrics_listen.port).start()
+    # asyncio makes a socket on "::" IPv6-only: None listens on both families, for scrapers on IPv4 pod networks.
+    host = settings.metrics_listen.host
+    await web.TCPSite(runner, None if host in ("", "::") else host, settings.metrics_listen.port).start()
     return runner
 
 

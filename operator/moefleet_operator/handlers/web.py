@@ -34,7 +34,8 @@ async def serve(
     application.router.add_get("/readyz", get_ready)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host or None, port).start()
+    # asyncio makes a socket on "::" IPv6-only, so the kubelet's probe at an IPv4 pod address would be refused: None is both.
+    await web.TCPSite(runner, None if host in ("", "::") else host, port).start()
     return runner, int(runner.addresses[0][1])
 
 
