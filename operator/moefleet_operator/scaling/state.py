@@ -38,7 +38,7 @@ class Bucket:
     prompt_tokens: float = 0.0
     cached_tokens: float = 0.0
     output_tokens: float = 0.0
-    # Left the gateways for a replica: arrivals - shed - growth of the queue.
+    # Left the gateways for a replica: arrivals + retries - shed - growth of the queue.
     sent: float = 0.0
     admitted: float = 0.0
     admitted_prompt_tokens: float = 0.0
@@ -187,6 +187,7 @@ def _appended(state: State, point: DemandPoint) -> State:
     if s is None or s0 is None:
         s = s0 = ServedTotals()
     arrivals = max(d.arrivals - d0.arrivals, 0.0)
+    came = arrivals + max(d.retries - d0.retries, 0.0) - max(d.shed - d0.shed, 0.0)
     bucket = Bucket(
         end_s=now,
         span_s=min(span_s, HISTORY_S),
@@ -194,9 +195,7 @@ def _appended(state: State, point: DemandPoint) -> State:
         prompt_tokens=max(d.prompt_tokens - d0.prompt_tokens, 0.0),
         cached_tokens=max(d.cached_tokens - d0.cached_tokens, 0.0),
         output_tokens=max(d.output_tokens - d0.output_tokens, 0.0),
-        sent=max(
-            arrivals - max(d.shed - d0.shed, 0.0) - (point.queue_requests - state.last_queue_requests), 0.0
-        ),
+        sent=max(came - (point.queue_requests - state.last_queue_requests), 0.0),
         admitted=max(s.admitted - s0.admitted, 0.0),
         admitted_prompt_tokens=max(s.prompt_tokens - s0.prompt_tokens, 0.0),
         admitted_cached_tokens=max(s.cached_tokens - s0.cached_tokens, 0.0),

@@ -34,8 +34,10 @@ class DemandTotals:
     prompt_tokens: float = 0.0
     cached_tokens: float = 0.0
     output_tokens: float = 0.0
-    # Of the arrivals: answered by the gateway itself, no replica saw them.
+    # Answered by the gateway itself, no replica saw them.
     shed: float = 0.0
+    # Came again from the client's own retry: not in `arrivals`, but replicas see them.
+    retries: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

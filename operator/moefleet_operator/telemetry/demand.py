@@ -29,7 +29,7 @@ MAX_FLEETS = 10_000
 # Buckets of one latency histogram.
 MAX_LATENCY_BUCKETS = 64
 
-DEMAND_WIDTH = 5
+DEMAND_WIDTH = 6
 SERVED_WIDTH = 5
 
 
@@ -217,6 +217,7 @@ class DemandBook:
             said.predicted_cached_tokens,
             said.predicted_output_tokens,
             said.shed,
+            said.retries,
         )
         served: Counts = (
             said.served_requests,

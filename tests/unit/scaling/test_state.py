@@ -101,6 +101,11 @@ def test_sent_is_what_left_the_gateways():
         state, sample(DemandTotals(arrivals=100, shed=10), queue=Queue(0), served=ServedTotals(90)), T0 + 10
     )
     assert window(state, T0 + 10, 5).sent == 30
+    # A client that tries again by itself is no new arrival, but replicas see it.
+    state = observed(
+        state, sample(DemandTotals(arrivals=100, shed=10, retries=7), served=ServedTotals(97)), T0 + 15
+    )
+    assert (window(state, T0 + 15, 5).sent, window(state, T0 + 15, 5).arrivals) == (7, 0)
 
 
 def test_wishes_keep_what_can_still_be_the_highest():
@@ -125,7 +130,9 @@ def test_many_different_wishes_are_merged_upwards():
 
 def test_json_is_small_exact_where_it_must_be_and_of_one_version():
     state, now = remembered([987.654] * 400)
-    big = DemandTotals(9_876_543_210, 98_765_432_100_000, 9_876_543_210_000, 987_654_321_000, 123_456_789)
+    big = DemandTotals(
+        9_876_543_210, 98_765_432_100_000, 9_876_543_210_000, 987_654_321_000, 123_456_789, 987_654_321
+    )
     state = replace(state, last_demand=big, last_served=ServedTotals(9_876_543_210, 98_765_432_100_000, 1, 2))
     for i in range(100):
         state = wished(state, now + i, 1000 - i, 1000.0)

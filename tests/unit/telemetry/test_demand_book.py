@@ -54,8 +54,8 @@ def test_no_gateway_at_all_is_a_known_zero():
 def test_two_gateways_add_up_and_a_fleet_that_none_mentions_has_zero():
     made = book("g1", "g2")
     made.put("g1", said(1, fleet(10, queue=2)), NOW)
-    made.put("g2", said(1, fleet(5, queue=3, shed=1), gateway="g2"), NOW)
-    assert made.totals(CHAT) == DemandTotals(15, 1500, 0, 150, 1)
+    made.put("g2", said(1, fleet(5, queue=3, shed=1, retries=2), gateway="g2"), NOW)
+    assert made.totals(CHAT) == DemandTotals(15, 1500, 0, 150, 1, 2)
     assert made.queue(CHAT) == Queue(5, 0, 3.0)
     assert made.totals(Key("team", "other")) == DemandTotals()
     assert (made.known(), made.silent(NOW)) == (True, 0)
