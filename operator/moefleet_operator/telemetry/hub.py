@@ -140,8 +140,7 @@ class TelemetryHub:
     def history(self, fleet: Key, now: float) -> list[DemandPoint]:
         """What gateways replayed of the last hour: `scaling.remember(hub.history(fleet, now), now)` is a first state.
 
-        Complete once `silent_gateways` of a sample is 0; its totals differ from a sample's by a constant, so it serves only
-        to make a state whose next sample is the first."""
+        Complete once a sample's `silent_gateways` is 0."""
         return self._demand.history(fleet, now)
 
     def figures(self, fleet: Key, *, ttft_limit_s: float, tpot_limit_s: float) -> Figures:
