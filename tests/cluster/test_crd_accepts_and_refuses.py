@@ -79,6 +79,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "Torch without a GPU": {"engine__type": "Torch", "replica__gpus": 0},
     "Simulated": {"engine__type": "Simulated", "replica__gpus": 0},
     "engine arguments of any shape": {"engine__args": {"a": 1, "b": {"c": [1, "x", True]}, "d": 0.5}},
+    "half a node without a word about parallelism": {"replica__gpus": 4},
     "half a node": {
         "replica__gpus": 4,
         "engine__parallelism": {"tensor": 4, "expert": 2, "attentionData": False},
@@ -181,8 +182,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"engine__parallelism": {"tensor": 8, "expert": 3}},
         "parallelism.tensor must be a multiple of parallelism.expert",
     ),
+    "Torch on several devices": (
+        {"engine__type": "Torch", "engine__parallelism": {"tensor": 8}},
+        "engine.type Torch runs on one device",
+    ),
     "parallelism beyond the GPUs": (
-        {"replica__gpus": 4},
+        {"replica__gpus": 4, "engine__parallelism": {"tensor": 8}},
         "engine.parallelism.tensor must fit replica.gpus",
     ),
     "TensorRTLLM without GPUs": (
@@ -339,6 +344,8 @@ def test_defaults_are_those_of_the_types(plane: ControlPlane, kubectl: Kubectl) 
     ours = MoEFleet.parse(fleet("defaults")).to_json()["spec"]
     # `args` is the one free object and has no default in the schema.
     assert ours["engine"].pop("args") == {}
+    # Filled in by what engine and GPUs are, which a schema cannot say.
+    assert ours["engine"].pop("parallelism") == {"tensor": 8, "expert": 8, "attentionData": True}
     assert stored["spec"] == ours
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from .base import (
     DNS_LABEL_MAX,
@@ -97,7 +97,9 @@ class EngineSpec(ApiModel):
     calibrated replica, for load tests and rehearsals."""
     image: Annotated[str, Field(pattern=r"^[^\s]+$", max_length=512)]
     """Runtime image of this engine type."""
-    parallelism: Parallelism = Parallelism()
+    # No default in the schema: what fits depends on the engine and the GPUs; MoEFleetSpec fills it in.
+    parallelism: Annotated[Parallelism, Field(json_schema_extra={"default": None})] = Parallelism()
+    """Absent: TensorRTLLM uses all GPUs of the replica, the others one device."""
     precision: Literal["FP8", "BF16", "Auto"] = "Auto"
     """Of the weights; Auto: as the checkpoint has them."""
     limits: EngineLimits = EngineLimits()
@@ -256,8 +258,15 @@ class MoEFleetSpec(ApiModel):
                 field_path=".replica.gpus",
             ),
             cel(
-                "self.engine.type != 'TensorRTLLM' || self.engine.parallelism.tensor <= self.replica.gpus",
+                "self.engine.type != 'TensorRTLLM' || !has(self.engine.parallelism) "
+                "|| self.engine.parallelism.tensor <= self.replica.gpus",
                 "engine.parallelism.tensor must fit replica.gpus",
+                field_path=".engine.parallelism.tensor",
+            ),
+            cel(
+                "self.engine.type != 'Torch' || !has(self.engine.parallelism) "
+                "|| self.engine.parallelism.tensor == 1",
+                "engine.type Torch runs on one device: engine.parallelism.tensor must be 1",
                 field_path=".engine.parallelism.tensor",
             ),
             cel(
@@ -278,6 +287,23 @@ class MoEFleetSpec(ApiModel):
     limits: LimitsSpec = LimitsSpec()
     rollout: RolloutSpec = RolloutSpec()
     pricing: PricingSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_parallelism(cls, data: Any) -> Any:
+        """What the user left to us, as text: before the parts are parsed only their dicts are here."""
+        if not isinstance(data, dict) or not isinstance(data.get("engine"), dict):
+            return data
+        engine = data["engine"]
+        if engine.get("parallelism") is not None:
+            return data
+        ways = 1
+        if engine.get("type", "TensorRTLLM") == "TensorRTLLM":
+            replica = data.get("replica")
+            gpus = replica.get("gpus") if isinstance(replica, dict) else getattr(replica, "gpus", None)
+            ways = 8 if gpus is None else gpus
+        given = {"tensor": ways, "expert": ways, "attentionData": ways > 1}
+        return {**data, "engine": {**engine, "parallelism": given}}
 
     @property
     def max_sequence_length(self) -> int:

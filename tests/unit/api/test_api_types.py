@@ -33,6 +33,25 @@ def test_a_small_manifest_has_all_defaults() -> None:
     assert fleet.spec.max_sequence_length == fleet.spec.model.context_length == 131072
 
 
+@pytest.mark.parametrize(
+    ("engine", "replica", "expected"),
+    [
+        ({}, {}, (8, 8, True)),
+        ({}, {"gpus": 4}, (4, 4, True)),
+        ({"type": "TensorRTLLM"}, {"gpus": 1}, (1, 1, False)),
+        ({"type": "Torch"}, {"gpus": 8}, (1, 1, False)),
+        ({"type": "Simulated"}, {"gpus": 0}, (1, 1, False)),
+        ({"parallelism": {"tensor": 4, "expert": 2}}, {"gpus": 8}, (4, 2, True)),
+    ],
+)
+def test_parallelism_that_nobody_wrote_fits_engine_and_gpus(
+    engine: dict[str, Any], replica: dict[str, Any], expected: tuple[int, int, bool]
+) -> None:
+    fleet = MoEFleet.parse(manifest(engine={"image": "i", **engine}, replica=replica))
+    found = fleet.spec.engine.parallelism
+    assert (found.tensor, found.expert, found.attention_data) == expected
+
+
 def test_fields_of_a_newer_api_are_ignored() -> None:
     fleet = MoEFleet.parse(manifest(tomorrow={"a": 1}, scaling={"maxReplicas": 4, "tomorrow": True}))
     assert fleet.spec.scaling.max_replicas == 4
