@@ -83,6 +83,9 @@ FORGET_S = 600.0
 # Texts of refusals go into conditions.
 MESSAGE_MAX = 600
 
+# Group of Events: whatever becomes of them, nothing follows from it.
+_EVENT = "event"
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -254,7 +257,7 @@ class Core:
     def _stop(self, now: float, wall: float) -> None:
         if self._stopping_since is None:
             return
-        holding = any(waiting.step is not None for waiting in self._under_way.values())
+        holding = bool(self._under_way)
         if holding and now < self._stopping_since + STOP_WAIT_S:
             return
         if not holding:
@@ -505,7 +508,7 @@ class Core:
             self._lease.done(outcome, now)
             return
         waiting = self._under_way.pop(effect_id, None)
-        if waiting is None:
+        if waiting is None or waiting.group == _EVENT:
             return
         key, run = waiting.fleet, self._runs.get(waiting.fleet)
         held = run is not None and effect_id in run.pending
@@ -632,7 +635,7 @@ class Core:
     def _notify(self, key: Key, uid: str, notice: Notice, now: float) -> None:
         if not self._lease.leading(now):
             return
-        self._emit(
+        effect_id = self._emit(
             EmitEvent(
                 id=0,
                 object=key,
@@ -645,6 +648,7 @@ class Core:
                 related=notice.related,
             )
         )
+        self._under_way[effect_id] = _Waiting(key, _EVENT, "")
 
     def _emit(self, effect: Effect) -> int:
         self._next_id += 1

@@ -99,7 +99,7 @@ class Replica:
 
     @property
     def draining(self) -> bool:
-        return self.pod.is_true(names.CONDITION_DRAINING)
+        return self.pod.is_true(names.CONDITION_DRAINING) and not self.pod.finished
 
     @property
     def drain(self) -> Condition | None:

@@ -70,8 +70,9 @@ def shape(observed: Observed, target: Target, now: float) -> Shape:
     _replace_closed(observed, live, out)
     if old:
         _rollout(observed, live, old, wanted, out)
-    missing = wanted - (len(live) - len(out.drain))
-    if missing > 0 and not any(leaving.replica.ready for leaving in out.drain):
+    # What leaves in this very plan still lives: its place is taken when it is seen to have gone.
+    missing = wanted - len(live)
+    if missing > 0:
         _fill(observed, missing, target, now, out)
     return out
 
