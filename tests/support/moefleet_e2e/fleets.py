@@ -62,6 +62,8 @@ def tiny(name: str, namespace: str, **changes: Any) -> Object:
             "type": "Torch",
             "image": RUNTIME_IMAGE,
             "precision": "Auto",
+            # The Torch engine runs on one device; the GPUs of a test's node are fake.
+            "parallelism": {"tensor": 1, "expert": 1, "attentionData": False},
             "limits": {"maxBatchSize": 16, "maxBatchTokens": 256, "maxSequenceLength": 4096},
         },
         "replica": {
