@@ -65,7 +65,7 @@ def unframe(body: bytes, encoding: str) -> bytes | Refusal:
     if len(body) < GRPC_PREFIX_BYTES:
         return bad_request("message", "the request has no message")
     size = int.from_bytes(body[1:GRPC_PREFIX_BYTES], "big")
-    if size > MESSAGE_MAX_BYTES:
+    if size > MESSAGE_MAX_BYTES:  # before the length is compared: of such a body we have only a part
         return _too_large(size)
     if len(body) != GRPC_PREFIX_BYTES + size:
         return bad_request(

@@ -49,7 +49,7 @@ _PENDING = (
 _PICKER_OPTIONS = (
     *_PENDING,
     ("grpc.max_concurrent_streams", 1_000_000),
-    # A whole request in one message, as large as Envoy buffers.
+    # A whole request in one message, as large as Envoy buffers, and its envelope.
     ("grpc.max_receive_message_length", ENVOY_BUFFER_BYTES + (1 << 20)),
     ("grpc.so_reuseport", 0),
 )

@@ -28,7 +28,7 @@ from pathlib import Path
 # A gRPC message of a consumer may have so many bytes (gRPC's own default): 128 K token ids are 0.4 MiB and
 # 128 K tokens of text about 0.6 MiB. The picker refuses more with INVALID_ARGUMENT.
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
-# What Envoy buffers of a request, so that the picker's clear refusal comes before Envoy's bare 413.
+# What Envoy buffers of a request, so that the picker's clear refusal comes before Envoy's own (bootstrap.TOO_LARGE).
 ENVOY_BUFFER_BYTES = 32 * 1024 * 1024
 
 

@@ -133,6 +133,30 @@ async def test_a_draining_replica_is_withdrawn_and_its_streams_are_counted_to_th
     assert {m.text for m in await rig.generate(rig.stub())} == {"a"}
 
 
+async def test_a_new_picker_counts_the_streams_that_the_old_one_sent_to_a_draining_replica(rig: Rig) -> None:
+    rig.world.fleet()
+    await rig.start()
+    a = await rig.replica("a", messages=10_000, message_s=0.05)
+    await rig.registered("a")
+    call, _ = await begun(rig)
+    rig.world.replica(a, draining=True)
+    await rig.registered()
+    await rig.kill_picker()
+    await rig.start_picker()
+    await rig.wait_ready()
+    await rig.replica("b")
+    await rig.registered("b")
+    left = (await rig.endpoints())["a"]
+    assert (left.state, left.in_flight) == (gw.ENDPOINT_STATE_WITHDRAWN, 1)
+    await asyncio.sleep(2)
+    assert (await rig.endpoints())["a"].in_flight == 1
+    call.cancel()
+    async with asyncio.timeout(60):
+        while "a" in await rig.endpoints():  # noqa: ASYNC110  (another process's state)
+            await asyncio.sleep(0.1)
+    assert {m.text for m in await rig.generate(rig.stub())} == {"b"}
+
+
 async def test_resume_while_streams_run_needs_no_new_registration(rig: Rig) -> None:
     rig.world.fleet()
     await rig.start()

@@ -103,6 +103,16 @@ async def test_bad_requests_are_invalid_with_the_field_and_reach_no_replica(rig:
     assert await rig.metric("moefleet_gateway_requests_total") == 0
 
 
+async def test_above_envoys_buffer_the_message_still_says_what_is_accepted(rig: Rig) -> None:
+    rig.world.fleet()
+    await rig.start()
+    await rig.replica("a")
+    await rig.registered("a")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.generate(rig.stub(), prompt="x" * (40 << 20))
+    assert "at most 4194304 bytes are accepted" in (caught.value.details() or "")
+
+
 async def test_128k_token_ids_and_compressed_requests_pass(rig: Rig) -> None:
     rig.world.fleet(contextLength=131072)
     await rig.start()
