@@ -5,7 +5,7 @@ know them), and moefleet_runtime_* for what is ours. Nothing here decides anythi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -51,19 +51,6 @@ class ServerMetrics:
             namespace="moefleet_runtime",
             registry=self.registry,
         )
-        self._refused = Gauge(
-            "refused",
-            "Requests answered with x-moefleet-refused.",
-            ["reason"],
-            namespace="moefleet_runtime",
-            registry=self.registry,
-        )
-        self._cut = Gauge(
-            "streams_cut",
-            "Streams ended before their own end; 0 is the promise.",
-            namespace="moefleet_runtime",
-            registry=self.registry,
-        )
         self._state = Gauge(
             "state",
             "1 for the state that the replica is in.",
@@ -80,9 +67,16 @@ class ServerMetrics:
             registry=self.registry,
         ).labels(model)
 
-    def watch(self, load: Callable[[], EngineLoad]) -> None:
-        """Reads the engine at each scrape."""
+    def watch(
+        self,
+        load: Callable[[], EngineLoad],
+        *,
+        refused: Callable[[], Mapping[str, int]],
+        cut: Callable[[], int],
+    ) -> None:
+        """Reads the engine and the door at each scrape, in the scraper's thread."""
         self.registry.register(_EngineCollector(load, self._model, self._kv_block_tokens))
+        self.registry.register(_DoorCollector(refused, cut))
 
     def ended(self, outcome: str, first_s: float | None, spread_s: float, tokens: int) -> None:
         self._requests.labels(outcome).inc()
@@ -95,12 +89,6 @@ class ServerMetrics:
     def state(self, state: State, states: type[State]) -> None:
         for each in states:
             self._state.labels(each.name.capitalize()).set(1 if each is state else 0)
-
-    def refused(self, reason: str, total: int) -> None:
-        self._refused.labels(reason).set(total)
-
-    def cut(self, total: int) -> None:
-        self._cut.set(total)
 
 
 class _EngineCollector(Collector):
@@ -166,3 +154,22 @@ class _EngineCollector(Collector):
         )
         steps.add_metric([self._model], load.steps.count, load.steps.time_s)
         yield steps
+
+
+class _DoorCollector(Collector):
+    def __init__(self, refused: Callable[[], Mapping[str, int]], cut: Callable[[], int]) -> None:
+        self._refused = refused
+        self._cut = cut
+
+    def collect(self) -> Iterator[Metric]:
+        refused = CounterMetricFamily(
+            "moefleet_runtime_refused", "Requests answered with x-moefleet-refused.", labels=["reason"]
+        )
+        for reason, total in self._refused().items():
+            refused.add_metric([reason], float(total))
+        yield refused
+        yield CounterMetricFamily(
+            "moefleet_runtime_streams_cut",
+            "Streams ended before their own end; 0 is the promise.",
+            value=float(self._cut()),
+        )

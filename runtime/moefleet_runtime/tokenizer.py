@@ -6,8 +6,10 @@ the same prompt everywhere. Decoding goes on where it stopped and never splits a
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,12 +142,26 @@ class SyllableTokenizer:
         return ids
 
     def decoder(self) -> TextDecoder:
-        return IncrementalDecoder(self._decode)
-
-    def _decode(self, ids: list[int]) -> str:
-        return b"".join(_token_bytes(token) for token in ids).decode(errors="replace")
+        return _BytesDecoder()
 
 
+class _BytesDecoder:
+    """Every token is bytes whatever stands before it, so the standard library's decoder does it all."""
+
+    __slots__ = ("_utf8",)
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, tokens: Sequence[int]) -> str:
+        return self._utf8.decode(b"".join(map(_token_bytes, tokens)))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+# A rehearsal decodes tens of thousands of tokens a second out of these.
+@lru_cache(maxsize=1 << 17)
 def _token_bytes(token: int) -> bytes:
     if token < FIRST_BYTE:
         return b""

@@ -88,7 +88,9 @@ class EngineClient:
                 exited.set_result(status)
 
         def reaped(pid: int, status: int) -> None:
-            loop.call_soon_threadsafe(on_exit, pid, status)
+            # A child that outlives the loop interests nobody any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(on_exit, pid, status)
 
         reaper = Reaper(reaped)
         reaper.start()
@@ -160,7 +162,8 @@ class EngineClient:
         self._stopping = True
         if self._exit is None:
             return
-        if not self._exit.done() and self._failure is None:
+        # While it loads its main thread reads no commands, and there is nothing to lose.
+        if not self._exit.done() and self._failure is None and self.info is not None:
             self._send(Stop())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._exit), STOP_WAIT_S)
@@ -266,4 +269,5 @@ def _how_ended(status: int) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = "unknown"
-    return f"killed by signal {-status} ({name})"
+    hint = "; out of memory, if nobody sent it" if name == "SIGKILL" else ""
+    return f"killed by signal {-status} ({name}{hint})"

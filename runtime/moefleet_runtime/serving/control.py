@@ -22,17 +22,22 @@ DRAIN_REASONS: Final = ("ScaleDown", "Rollout", "Eviction")
 
 
 class Changes:
-    """Wakes everybody who watches, at each change of state."""
+    """Wakes everybody who watches, at each change of state. The number lets nobody miss one while it was sending."""
 
     def __init__(self) -> None:
+        self.number = 0
         self._waiters: set[asyncio.Future[None]] = set()
 
     def announce(self) -> None:
+        self.number += 1
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait(self, timeout_s: float) -> None:
+    async def wait(self, seen: int, timeout_s: float) -> None:
+        """Until there is a change after number `seen`, or the time is over."""
+        if self.number != seen:
+            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -75,10 +80,11 @@ class ReplicaService(services.ReplicaServiceServicer):
                 ),
             )
         while True:
+            seen, over = self._changes.number, self._life().over
             yield pb.WatchLoadResponse(sample=self._sample())
-            if self._life().over:
+            if over:
                 return
-            await self._changes.wait(interval_ms / 1000)
+            await self._changes.wait(seen, interval_ms / 1000)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         await self._authenticate(context)

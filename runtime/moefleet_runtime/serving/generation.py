@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, assert_never
@@ -90,7 +90,7 @@ class Generation:
         """For a client that chose none; and the engine's own ids, which no client can collide with."""
         return f"r{next(self._numbers)}"
 
-    async def run(self, guest: Guest, request: EngineRequest) -> AsyncIterator[Piece]:
+    async def run(self, guest: Guest, request: EngineRequest) -> AsyncGenerator[Piece, None]:
         """Pieces until the last, which has a finish. Raises EndedError. Leaving it early frees the engine."""
         began_s = guest.entered_s
         prompt_tokens = len(request.prompt)

@@ -46,13 +46,13 @@ class Health(services.HealthServicer):  # type: ignore[misc, unused-ignore]
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
         last = None
         while True:
-            status = self._status(request.service)
+            seen, status = self._changes.number, self._status(request.service)
             if status != last:
                 last = status
                 yield pb.HealthCheckResponse(
                     status=pb.HealthCheckResponse.SERVICE_UNKNOWN if status is None else status
                 )
-            await self._changes.wait(WATCH_S)
+            await self._changes.wait(seen, WATCH_S)
 
     def _status(self, service: str) -> Any:
         if service == LIVENESS:

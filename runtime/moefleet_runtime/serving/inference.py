@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import Final
 
 import grpc
@@ -69,9 +69,9 @@ class InferenceService(services.InferenceServiceServicer):
         self._generation = generation
         self._tokenizing = tokenizing
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        """Writes instead of yielding: a cancelled call then raises here, and frees the engine at once; a generator would
+        wait in its yield for the garbage collector."""
         try:
             self._admission.check(context.invocation_metadata() or ())
             self._check_model(request.model)
@@ -84,21 +84,22 @@ class InferenceService(services.InferenceServiceServicer):
             engine_request = await self._engine_request(request, wanted, limits, tokenizer)
             decoder = tokenizer.decoder()
             first = True
-            async for piece in self._generation.run(guest, engine_request):
-                text = decoder.push(piece.tokens)
-                response = pb.GenerateResponse(token_ids=piece.tokens, text=text)
-                if first:
-                    await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
-                    response.request_id = guest.request_id
-                    first = False
-                if piece.finish is not None:
-                    response.text += decoder.finish()
-                    response.finish_reason = _FINISH[piece.finish]
-                    response.usage.prompt_tokens = piece.usage.prompt_tokens
-                    response.usage.completion_tokens = piece.usage.completion_tokens
-                    response.usage.cached_prompt_tokens = piece.usage.cached_tokens
-                    context.set_trailing_metadata(piece.usage.trailers())
-                yield response
+            async with aclosing(self._generation.run(guest, engine_request)) as pieces:
+                async for piece in pieces:
+                    text = decoder.push(piece.tokens)
+                    response = pb.GenerateResponse(token_ids=piece.tokens, text=text)
+                    if first:
+                        await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
+                        response.request_id = guest.request_id
+                        first = False
+                    if piece.finish is not None:
+                        response.text += decoder.finish()
+                        response.finish_reason = _FINISH[piece.finish]
+                        response.usage.prompt_tokens = piece.usage.prompt_tokens
+                        response.usage.completion_tokens = piece.usage.completion_tokens
+                        response.usage.cached_prompt_tokens = piece.usage.cached_tokens
+                        context.set_trailing_metadata(piece.usage.trailers())
+                    await context.write(response)
         except EndedError as ended:
             await answer_with(context, ended.problem, ended.usage.trailers())
         except Problem as problem:

@@ -91,7 +91,11 @@ class Replica:
             model=config.model.name,
             kv_block_tokens=int(getattr(config.engine.arguments, "block_tokens", 32)),
         )
-        self._metrics.watch(lambda: self.client.load)
+        self._metrics.watch(
+            lambda: self.client.load,
+            refused=lambda: dict(self._admission.refused),
+            cut=lambda: self._admission.cut_total,
+        )
         self._generation = Generation(
             self.client,
             self._admission,
@@ -279,9 +283,6 @@ class Replica:
         while True:
             await asyncio.sleep(CHECK_S)
             self.client.check(time.monotonic())
-            self._metrics.cut(self._admission.cut_total)
-            for reason, total in self._admission.refused.items():
-                self._metrics.refused(reason, total)
 
     def _cut(self, why: str) -> None:
         if not self._life.terminated or not self._admission.inside:

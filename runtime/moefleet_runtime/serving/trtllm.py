@@ -6,7 +6,7 @@ that silently left a constraint out would be wrong.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -43,7 +43,8 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         self._generation = generation
         self._state = state
 
-    async def Generate(self, request: Any, context: Context) -> AsyncIterator[Any]:
+    async def Generate(self, request: Any, context: Context) -> None:
+        """Writes instead of yielding, as InferenceService does."""
         try:
             self._admission.check(context.invocation_metadata() or ())
             if self._served.limits is None:
@@ -55,24 +56,24 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         try:
             answer: list[int] = []
             first = True
-            async for piece in self._generation.run(guest, engine_request):
-                if first:
-                    await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
-                    first = False
-                stop = piece.tokens[-1] if piece.finish is Finish.STOP and piece.tokens else None
-                tokens = piece.tokens
-                if stop is not None and not request.include_stop_token_in_output:
-                    tokens = tokens[:-1]
-                answer.extend(tokens)
-                if piece.finish is Finish.CANCELLED:
-                    raise EndedError(
-                        Problem(grpc.StatusCode.CANCELLED, "ABORTED", "the request was aborted"), piece.usage
-                    )
-                if request.streaming and tokens:
-                    yield _chunk(guest.request_id, tokens, piece)
-                if piece.finish is not None:
-                    context.set_trailing_metadata(piece.usage.trailers())
-                    yield _complete(guest.request_id, answer, piece, stop)
+            async with aclosing(self._generation.run(guest, engine_request)) as pieces:
+                async for piece in pieces:
+                    if first:
+                        await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
+                        first = False
+                    stop = piece.tokens[-1] if piece.finish is Finish.STOP and piece.tokens else None
+                    tokens = piece.tokens
+                    if stop is not None and not request.include_stop_token_in_output:
+                        tokens = tokens[:-1]
+                    answer.extend(tokens)
+                    if piece.finish is Finish.CANCELLED:
+                        aborted = Problem(grpc.StatusCode.CANCELLED, "ABORTED", "the request was aborted")
+                        raise EndedError(aborted, piece.usage)
+                    if request.streaming and tokens:
+                        await context.write(_chunk(guest.request_id, tokens, piece))
+                    if piece.finish is not None:
+                        context.set_trailing_metadata(piece.usage.trailers())
+                        await context.write(_complete(guest.request_id, answer, piece, stop))
         except EndedError as ended:
             await answer_with(context, ended.problem, ended.usage.trailers())
         finally:

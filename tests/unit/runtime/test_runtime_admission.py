@@ -1,5 +1,7 @@
 """Who comes in, what is wrong with a request, and what a problem looks like on the wire."""
 
+import asyncio
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -16,6 +18,7 @@ from moefleet_runtime.life import (
 )
 from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
+from moefleet_runtime.serving.control import Changes
 from moefleet_runtime.serving.generation import WINDOW_S, window_s
 from moefleet_runtime.serving.problems import Problem, Violation, full, invalid, refusal
 
@@ -155,6 +158,19 @@ def test_a_problem_carries_its_details() -> None:
     assert bad.message == "a: is wrong; b: is too"
     assert "x-moefleet-refused" not in dict(bad.trailers())
     assert refusal("wrong-pod", "x").reason == "WRONG_POD"
+
+
+async def test_a_watcher_misses_no_change_that_came_while_it_was_sending() -> None:
+    changes = Changes()
+    seen = changes.number
+    changes.announce()
+    await changes.wait(seen, timeout_s=3600)
+    waiting = asyncio.ensure_future(changes.wait(changes.number, timeout_s=3600))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    changes.announce()
+    await waiting
+    await changes.wait(changes.number, timeout_s=0.001)
 
 
 def test_messages_of_many_streams_wait_longer_for_each_other() -> None:
