@@ -122,13 +122,16 @@ class _Tick:
             if self.state.wishes
             else wished(self.state, self.now, supply.target, self.terms.hold_s)
         )
-        state = wished(state, self.now, max(wanted, low), self.terms.hold_s)
+        # What is enough is no reason to go up.
+        enough = min(max(wanted, low, self.terms.enough), max(supply.target, wanted, low))
+        state = wished(state, self.now, enough, self.terms.hold_s)
         held = max(w.replicas for w in state.wishes)
-        tick = replace(self, state=state, terms=replace(self.terms, wanted=wanted, held=held, dead=dead))
+        terms = replace(self.terms, wanted=wanted, enough=enough, held=held, dead=dead)
+        tick = replace(self, state=state, terms=terms)
         asked = max(wanted, low) + dead
         if asked > supply.target:
             return tick.up(asked)
-        if asked < supply.target:
+        if enough + dead < supply.target:
             return tick.down(max(held, low) + dead)
         return tick.result(supply.target, tick._standing(low))
 
@@ -146,7 +149,7 @@ class _Tick:
         )
 
     def down(self, floor: int) -> Decision:
-        """`floor`: the most that was wanted during the hold."""
+        """`floor`: the most that was called enough during the hold."""
         supply, sample, hold = self.supply, self.sample, self.terms.hold_s
         if self.policy.max_replicas < supply.target:
             # maxReplicas was lowered: no hold protects what is above it.

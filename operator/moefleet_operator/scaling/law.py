@@ -39,6 +39,9 @@ BACKLOG_DRAIN_S = 120.0
 BACKLOG_LOOKAHEAD_S = 60.0
 # A fleet that is a twentieth of a replica over is not given one more.
 ROUNDING_SLACK = 0.05
+# Down only when this many standard deviations of the count that the forecast rests on (1/sqrt(n) each) would still fit: at a
+# constant Poisson load a need next to a whole number took and gave a replica 20 to 35 times an hour, with two of them 1 to 17 times.
+DOWN_SIGMAS = 2.0
 # Replicas are compared with gateways over this window: answers that take minutes are admitted at their start.
 BYPASS_WINDOW_S = 120.0
 BYPASS_RATIO = 1.1
@@ -84,6 +87,8 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
     arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
     forecast = (prefill_share * rate(FORECAST_WINDOW_S) + (1 - prefill_share) * rate(forecast_window_s)) / x
+    counted = window(state, now, forecast_window_s)
+    noise = 1.0 / math.sqrt(max(counted.admitted if bypass else counted.arrivals, 1.0))
     kv = _kv_replicas(sample)
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
@@ -110,6 +115,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             mean_input_tokens=mix.input_tokens,
             mean_output_tokens=mix.output_tokens,
             wanted=max(0, math.ceil(total - ROUNDING_SLACK)),
+            enough=max(0, math.ceil(total * (1.0 + DOWN_SIGMAS * noise) - ROUNDING_SLACK)),
             lead_s=lead_s,
             bypass=int(bypass),
         ),

@@ -190,8 +190,10 @@ class Terms:
     arrival_rps: float = 0.0
     mean_input_tokens: float = 0.0
     mean_output_tokens: float = 0.0
-    # Replicas: wanted now, most wanted in the hold, and pending ones given up.
+    # Replicas: wanted now, enough even for somewhat more (the target goes down to it, not to `wanted`), most that was
+    # enough in the hold, and pending ones given up.
     wanted: int = 0
+    enough: int = 0
     held: int = 0
     dead: int = 0
     hold_s: float = 0.0

@@ -193,7 +193,7 @@ def test_the_objective_is_met_with_clearly_fewer_replica_hours_than_the_peak_wou
 
 def test_no_request_is_lost_by_scaling_and_the_fleet_follows_the_curve(hour):
     by_window = [hour.targets[i] for i in range(0, len(hour.targets), 120)]
-    assert max(by_window) >= 2 * min(by_window)
+    assert max(by_window) >= min(by_window) + 4
     changes = sum(a != b for a, b in zip(hour.targets, hour.targets[1:], strict=False))
     # Not more than one change in two minutes: a law that flaps pays a cold start for each.
     assert changes <= (END_S - BEGIN_S) / 120

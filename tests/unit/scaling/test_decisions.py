@@ -1,6 +1,8 @@
 """Timelines as tables: what is asked of a fleet at which time, and why."""
 
+import random
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from moefleet_operator.scaling import (
@@ -372,4 +374,20 @@ def test_replicas_that_are_slower_than_calibrated_are_found_by_their_steps():
     slower = Fleet().run(600, 18, steps=steps)
     assert as_calibrated.terms.capacity_rps == pytest.approx(9.0)
     assert slower.terms.capacity_rps == pytest.approx(4.5, rel=0.03)
-    assert (as_calibrated.replicas, slower.replicas) == (3, 5)
+    assert (as_calibrated.terms.wanted, slower.terms.wanted) == (3, 5)
+
+
+def test_a_need_next_to_a_whole_number_does_not_flap():
+    """Poisson arrivals of 7.2 requests/s: 0.8 of work, 1.0 with headroom, by turns above and below one replica."""
+    chance = random.Random(5)
+    fleet = Fleet(target=2)
+    targets = []
+    for _ in range(720):
+        n, at_s = 0, chance.expovariate(7.2)
+        while at_s < TICK_S:
+            n, at_s = n + 1, at_s + chance.expovariate(7.2)
+        targets.append(fleet.tick(n / TICK_S).replicas)
+    changes = sum(a != b for a, b in pairwise(targets))
+    assert set(targets) <= {1, 2}
+    # Following `wanted` alone changes 9 times in this hour.
+    assert changes <= 6
