@@ -110,11 +110,6 @@ def pdb_name(fleet: str) -> str:
     return fleet
 
 
-def learned_config_map_name(fleet: str) -> str:
-    """What scaling has learnt about a fleet, kept over a change of leader."""
-    return f"{fleet}-learned"
-
-
 def replica_labels(fleet: str, revision: str, slot: int, *, active: bool = True) -> dict[str, str]:
     return {
         LABEL_NAME: REPLICA_APP,
