@@ -157,6 +157,17 @@ def test_a_seed_gives_the_same_tokens_alone_in_a_batch_and_after_a_preemption(
     assert alone[0] != alone[2]
 
 
+def test_each_token_of_a_seeded_answer_has_a_chance_of_its_own(prompts: list[list[int]]) -> None:
+    """So hot that every token is equally likely: the answer then shows the chances themselves."""
+    with RunningEngine(settings()) as e:
+        one, other = e.answers(
+            *(request(f"r{s}", prompts[0], TOKENS, temperature=1e6, seed=s, ignore_eos=True) for s in (1, 2))
+        )
+    assert len(set(one)) > TOKENS // 2
+    assert max(one) - min(one) > 1024
+    assert sum(a == b for a, b in zip(one, other, strict=True)) < TOKENS // 4
+
+
 def test_without_a_seed_answers_differ(prompts: list[list[int]]) -> None:
     with RunningEngine(settings()) as e:
         hot = [request(f"r{i}", prompts[0], TOKENS, temperature=1.5, ignore_eos=True) for i in range(3)]

@@ -46,6 +46,12 @@ def test_each_token_comes_as_often_as_its_probability(
     assert shares(**wanted) == pytest.approx(expected, abs=0.002)
 
 
+def test_top_p_that_is_reached_exactly_keeps_no_token_more() -> None:
+    """Four equal tokens: two of them are one half."""
+    tokens = sample(torch.zeros(len(GRID), 4), [Choice(1.0, 0, 0.5, c) for c in GRID])
+    assert len(set(tokens)) == 2
+
+
 ROWS = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.7, 1.0, 3.0]),

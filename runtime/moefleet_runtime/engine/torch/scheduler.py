@@ -49,7 +49,6 @@ class Scheduler:
 
     def plan(self) -> list[Row]:
         """The rows of the next step, single tokens first. Empty only when nothing runs and nothing waits."""
-        preempted_before = self.preempted_total
         rows: list[Row] = []
         prefill_budget = self.max_batch_tokens - sum(g.decodes for g in self.running)
         i = 0
@@ -63,9 +62,7 @@ class Scheduler:
             if not decodes:
                 prefill_budget -= count
             rows.append(Row(g, g.computed, count, decodes))
-        # After a preemption the pool is full: what was just sent away must not come back for the same blocks.
-        if self.preempted_total == preempted_before:
-            prefill_budget = self._admit(rows, prefill_budget)
+        self._admit(rows, prefill_budget)
         return sorted(rows, key=lambda row: row.count > 1)
 
     def advance(self, rows: Sequence[Row]) -> None:
@@ -81,7 +78,7 @@ class Scheduler:
                         self.pool.publish(g.blocks[at], hashes[at])
                     g.published = full
 
-    def _admit(self, rows: list[Row], prefill_budget: int) -> int:
+    def _admit(self, rows: list[Row], prefill_budget: int) -> None:
         while self.waiting and prefill_budget > 0 and len(self.running) < self.max_running:
             g = self.waiting[0]
             found = self._cached_blocks(g)
@@ -98,7 +95,6 @@ class Scheduler:
                 )
             prefill_budget -= count
             rows.append(Row(g, g.computed, count, decodes=False))
-        return prefill_budget
 
     def _cached_blocks(self, g: Generation) -> list[int]:
         """One token is always left to compute: a step must have something to make the next token from."""
@@ -108,7 +104,8 @@ class Scheduler:
         return self.pool.find(g.hashes_of(full, self.pool.block_tokens))
 
     def _fits(self, g: Generation, found: Sequence[int]) -> bool:
-        """All of its tokens so far, beside what the running ones still need and one block of growth for each."""
+        """All of its tokens so far, beside what the running ones still need and one block of growth for each: what was
+        just sent away never comes back for the same blocks."""
         pool = self.pool
         needed = pool.blocks_for(len(g.tokens)) - len(found)
         revived = sum(pool.is_free(block) for block in found)
