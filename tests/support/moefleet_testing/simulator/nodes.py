@@ -93,7 +93,9 @@ class Nodes:
         if before is None:
             self._later(after, 0.02, 0.5, self._schedule)
             return
-        if ("deletionTimestamp" in after["metadata"] and "deletionTimestamp" not in before["metadata"]) or after["metadata"].get("_ends") != before["metadata"].get("_ends"):
+        if (
+            "deletionTimestamp" in after["metadata"] and "deletionTimestamp" not in before["metadata"]
+        ) or after["metadata"].get("_ends") != before["metadata"].get("_ends"):
             self._later(after, 0.0, 0.3, self._stop)
         if after["status"].get("conditions") != before["status"].get("conditions"):
             self._later(after, 0.0, 0.3, self._sync_ready)

@@ -59,6 +59,10 @@ class OperatorProcess:
         self.alive = True
         # Share of requests that fail, before or after they were carried out.
         self.fault_rate = 0.0
+        # Requests for the Lease fail until then, all others go through.
+        self.lease_cut_until = 0.0
+        # The process stands still until then (a stopped virtual machine); what arrives waits.
+        self.frozen_until = 0.0
         self._decide = decide
         settings = CoreSettings(
             identity=name,
@@ -90,6 +94,9 @@ class OperatorProcess:
 
     def feed(self, event: Event) -> None:
         if not self.alive:
+            return
+        if self.world.now < self.frozen_until:
+            self.world.after(self.frozen_until - self.world.now, lambda: self.feed(event))
             return
         for effect in self.core.on(event, self.world.now, self.world.wall):
             self._carry_out(effect)
@@ -185,6 +192,9 @@ class OperatorProcess:
             return
         if self.world.now > effect.not_after:
             self._answer(effect, Transient("past not_after"))
+            return
+        if isinstance(effect, ReadLease | WriteLease) and self.world.now < self.lease_cut_until:
+            self.world.after(1.0, lambda: self._answer(effect, Transient("no connection")))
             return
         fails = self.world.chance(self.fault_rate)
         if fails and self.world.chance(0.5):

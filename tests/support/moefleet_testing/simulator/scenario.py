@@ -123,7 +123,12 @@ class Scenario:
         acts = [self._scale, self._scale, self._change_spec]
         if not self.calm:
             acts += [self._lose_pod, self._crash_pod, self._evict_pod, self._forget_load]
-        acts += [lambda _s: self._kill_leader(), lambda _s: self._stop_leader()]
+        acts += [
+            lambda _s: self._kill_leader(),
+            lambda _s: self._stop_leader(),
+            lambda _s: self._cut_leader_off(),
+            lambda _s: self._freeze_leader(),
+        ]
         act = world.random.choice(acts)
         act(story)
         world.after(world.random.choice((0.3, 3.0, 12.0, 25.0)) * world.between(0.5, 1.5), self._act)
@@ -198,6 +203,18 @@ class Scenario:
             if operator.leading():
                 operator.stop()
                 self.world.after(self.world.between(1.0, 5.0), self._new_operator)
+
+    def _cut_leader_off(self) -> None:
+        for operator in self.operators:
+            if operator.leading():
+                self.world.tell(f"{operator.name}: its requests for the Lease fail")
+                operator.lease_cut_until = self.world.now + self.world.between(5.0, 30.0)
+
+    def _freeze_leader(self) -> None:
+        for operator in self.operators:
+            if operator.leading():
+                self.world.tell(f"{operator.name}: stands still")
+                operator.frozen_until = self.world.now + self.world.between(5.0, 30.0)
 
     def _new_operator(self) -> None:
         name = f"operator-{len(self.operators)}"
