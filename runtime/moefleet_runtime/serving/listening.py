@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
@@ -92,10 +93,16 @@ class Listeners:
             return ""
         host, port = split_address(address, "metricsListen")
         try:
-            self._metrics, _ = start_http_server(port, addr=host, registry=registry)
+            try:
+                self._metrics, _ = start_http_server(port, addr=host, registry=registry)
+            except OSError as error:
+                # A kernel without IPv6; gRPC does the same for its own wildcard.
+                if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                self._metrics, _ = start_http_server(port, addr="0.0.0.0", registry=registry)
         except OSError as error:
             raise FatalError("AddressUnavailable", f"metricsListen {address}: {error}") from error
-        return f"{host}:{self._metrics.server_port}"
+        return _shown(host, self._metrics.server_port)
 
 
 def split_address(address: str, field: str) -> tuple[str, int]:
@@ -115,4 +122,8 @@ def _bind(server: grpc.aio.Server, address: str, field: str) -> str:
             "AddressUnavailable",
             f"{field} {address}: cannot listen there (taken, or not an address of this machine)",
         ) from error
+    return _shown(host, port)
+
+
+def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
