@@ -17,7 +17,7 @@ from moefleet_operator.metrics import Metrics
 
 from .inbox import Inbox
 from .lanes import Lanes, fleet_of
-from .report import report
+from .report import Reporter
 
 # The core may not keep the loop (HTTP, Lease, streams) for longer than this without a turn for others.
 BUSY_MAX_S: Final = 0.02
@@ -42,6 +42,7 @@ class CoreLoop:
         self._inbox = inbox
         self._clock = clock
         self._metrics = metrics
+        self._reporter = Reporter(metrics)
         self._lanes: Lanes[tuple[Effect, _Batch]] = Lanes(self._start)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -106,7 +107,7 @@ class CoreLoop:
                 case WakeAt():
                     self._wake_at(effect.at)
                 case Exit():
-                    report(effect, None, self._metrics)
+                    self._reporter.report(effect, None)
                     code = effect.code
                 case ReadLease() | WriteLease():
                     self._spawn(self._run_alone(effect))
@@ -140,7 +141,7 @@ class CoreLoop:
         self._measure_lanes()
 
     def _answer(self, effect: Effect, outcome: Outcome) -> None:
-        report(effect, outcome, self._metrics)
+        self._reporter.report(effect, outcome)
         if isinstance(effect, WriteLease) and isinstance(outcome, Ok) and effect.intent != "release":
             self._metrics.lease_renewed.set(self._clock.wall())
         self._inbox.put(EffectDone(effect.id, outcome))

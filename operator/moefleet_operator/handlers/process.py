@@ -177,16 +177,20 @@ async def until_the_end(
     waiting: asyncio.Future[Any] = asyncio.create_task(told.wait(), name="SIGTERM")
     try:
         await asyncio.wait({waiting, *parts.values()}, return_when=asyncio.FIRST_COMPLETED)
-        if told.is_set() and not leading.done():
-            log.info("Stopping", message="asked to end; giving the Lease back")
+        ended = [name for name, part in parts.items() if part.done() and part is not leading]
+        for name in ended:
+            log.error("Ended", part=name, exc_info=parts[name].exception())
+        if not leading.done():
+            log.info("Stopping", message="finishing what is under way and giving the Lease back")
             put(Stop())
             await asyncio.wait({leading}, timeout=STOP_MAX_S)
-        if leading.done() and leading.exception() is None:
-            return leading.result()
-        for name, part in parts.items():
-            if part.done():
-                log.error("Ended", part=name, exc_info=part.exception())
-        return 1
+        if not leading.done():
+            log.error("Ended", part="core", message=f"it did not end within {STOP_MAX_S:g} s")
+            return 1
+        if (error := leading.exception()) is not None:
+            log.error("Ended", part="core", exc_info=error)
+            return 1
+        return 1 if ended else leading.result()
     finally:
         mine = [waiting, *(part for name, part in parts.items() if name != "watching")]
         for task in mine:

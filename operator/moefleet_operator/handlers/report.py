@@ -34,25 +34,35 @@ _WRITES: Final[dict[type[Effect], tuple[str, str]]] = {
 }
 
 
-def report(effect: Effect, outcome: Outcome | None, metrics: Metrics) -> None:
-    if not isinstance(effect, ReadLease | Exit):
-        verb, kind = _written(effect)
-        metrics.writes.labels(verb=verb, kind=kind, outcome=type(outcome).__name__).inc()
-    fine = outcome is None or isinstance(outcome, Ok | AlreadyExists | NotFound)
-    if fine and not _news(effect):
-        return
-    fields: dict[str, Any] = {
-        "effect": type(effect).__name__,
-        "object": str(effect.object),
-        "reason": effect.reason,
-        "message": effect.message,
-    }
-    if outcome is not None:
-        fields["outcome"] = type(outcome).__name__
-    problem = getattr(outcome, "message", "")
-    if problem:
-        fields["problem"] = problem
-    (log.info if fine else log.warning)(effect.reason, **fields)
+class Reporter:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        # What last went wrong with the Lease, which is tried every 2 s: told once.
+        self._lease_problem = ""
+
+    def report(self, effect: Effect, outcome: Outcome | None) -> None:
+        if not isinstance(effect, ReadLease | Exit):
+            verb, kind = _written(effect)
+            self._metrics.writes.labels(verb=verb, kind=kind, outcome=type(outcome).__name__).inc()
+        fine = outcome is None or isinstance(outcome, Ok | AlreadyExists | NotFound)
+        problem = "" if fine else str(getattr(outcome, "message", ""))
+        if isinstance(effect, ReadLease | WriteLease):
+            known, self._lease_problem = self._lease_problem, problem
+            if problem and problem == known:
+                return
+        if fine and not _news(effect):
+            return
+        fields: dict[str, Any] = {
+            "effect": type(effect).__name__,
+            "object": str(effect.object),
+            "reason": effect.reason,
+            "message": effect.message,
+        }
+        if outcome is not None:
+            fields["outcome"] = type(outcome).__name__
+        if problem:
+            fields["problem"] = problem
+        (log.info if fine else log.warning)(effect.reason, **fields)
 
 
 def _news(effect: Effect) -> bool:

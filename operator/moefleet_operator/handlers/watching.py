@@ -30,6 +30,13 @@ WATCH_CLIENT_TIMEOUT_S: Final = 330
 # Bookmarks come every 60 s; kopf starts anew after this long without any event or bookmark.
 WATCH_INACTIVITY_S: Final = 70
 WATCH_PAGE_OBJECTS: Final = 500
+# After an API server that was away: tried soon, and then every 5 s, because a fleet should not wait 20 s for its operator.
+# After the last one kopf gives a watch up; then we end and are started anew.
+WATCH_BACKOFFS_S: Final = (0.2, 0.5, 1.0, 2.0, 3.0, *(5.0,) * 60)
+# How often it is looked at whether all watches live. kopf itself does not notice when one of them has failed.
+LOOK_EVERY_S: Final = 1.0
+# Discovery asks for a page for each API group.
+BEGIN_MAX_S: Final = 60.0
 # Sync handlers do not exist here, so kopf's thread pool stays empty.
 KOPF_WORKERS: Final = 1
 # kopf ends its watches in about a second; the process does not wait for more.
@@ -72,23 +79,43 @@ class WatchThread:
 
     async def _watch(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        looking = asyncio.create_task(self._look())
         runs = [
             asyncio.create_task(
                 kopf.operator(
                     registry=registry,
                     settings=_settings(group),
-                    clusterwide=group[0].namespaces == (CLUSTER,),
-                    namespaces=[] if group[0].namespaces == (CLUSTER,) else list(group[0].namespaces),
+                    clusterwide=_where(group) == (CLUSTER,),
+                    namespaces=[name for name in _where(group) if name != CLUSTER],
                     standalone=True,
                     stop_flag=self._stop,
                 )
             )
             for registry, group in self._operators
         ]
-        await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([looking, *runs], return_when=asyncio.FIRST_COMPLETED)
         # One that ends takes the others along: half of the watches is worse than none.
         self._stop.set()
-        await asyncio.gather(*runs)
+        looking.cancel()
+        results = await asyncio.gather(looking, *runs, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _look(self) -> None:
+        """Raises when a watch has ended, or does not begin."""
+        loop = asyncio.get_running_loop()
+        wanted = sum(len(watch.namespaces) for _, group in self._operators for watch in _once(group))
+        begin_by = loop.time() + BEGIN_MAX_S
+        seen: set[asyncio.Task[Any]] = set()
+        while True:
+            seen |= {task for task in asyncio.all_tasks() if task.get_name().startswith("watcher for ")}
+            ended = sorted(task.get_name().removeprefix("watcher for ") for task in seen if task.done())
+            if ended:
+                raise RuntimeError(f"{len(ended)} of {wanted} watches ended: {', '.join(ended)}")
+            if len(seen) < wanted and loop.time() > begin_by:
+                raise RuntimeError(f"{wanted - len(seen)} of {wanted} watches did not begin")
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _tell(self, problem: BaseException | None) -> None:
         if self.ended.done():
@@ -99,11 +126,21 @@ class WatchThread:
             self.ended.set_exception(RuntimeError(f"watching ended: {type(problem).__name__}: {problem}"))
 
 
+def _once(group: Sequence[Watch]) -> list[Watch]:
+    """kopf has one task for a resource and namespace, however many handlers."""
+    return list({(watch.resource, watch.namespaces): watch for watch in group}.values())
+
+
 def _groups(watches: Sequence[Watch]) -> list[list[Watch]]:
     """kopf has one set of namespaces and one selector for each resource: gateway pods need an operator of their own."""
     main = [watch for watch in watches if watch.kind != "GatewayPod"]
     gateway = [watch for watch in watches if watch.kind == "GatewayPod"]
     return [group for group in (main, gateway) if group]
+
+
+def _where(group: Sequence[Watch]) -> tuple[str, ...]:
+    """The namespaces of a group; nodes have none and do not count."""
+    return next((watch.namespaces for watch in group if watch.resource.namespaced), (CLUSTER,))
 
 
 def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.OperatorRegistry:
@@ -150,6 +187,7 @@ def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     # No list of CRDs or namespaces is needed: kinds and namespaces are known.
     settings.scanning.disabled = True
     settings.networking.enforce_retry_after = True
+    settings.networking.error_backoffs = WATCH_BACKOFFS_S
     settings.networking.connect_timeout = CONNECT_TIMEOUT_S
     settings.watching.server_timeout = WATCH_SERVER_TIMEOUT_S
     settings.watching.client_timeout = WATCH_CLIENT_TIMEOUT_S
@@ -167,8 +205,18 @@ def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     return settings
 
 
+class _FirstAttemptOnly(logging.Filter):
+    """kopf tells of each attempt of each watch; that an API server is away is news once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not text.startswith("Request attempt #") or text.startswith("Request attempt #1/")
+
+
 def quieten() -> None:
     """kopf tells of every handler call; ours say nothing, so only its problems are news."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     # It warns that signals are not its business in a thread, which is the point.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_FirstAttemptOnly())
