@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moefleet_cluster import Kubectl, background, cgroups, gpu_site
-from moefleet_cluster.images import build_archive
+from moefleet_cluster import Kubectl, background, cgroups, gpu_site, seeds
+from moefleet_cluster.images import build_node_archives
 from moefleet_cluster.kubectl import KubectlError
 from moefleet_cluster.layers import default_store
 from moefleet_cluster.namespaces import environment
@@ -77,11 +77,13 @@ def kubectl(state: Path) -> Iterator[Kubectl]:
     if lacking := missing():
         pytest.fail(f"not built: {[p.name for p in lacking]}; run `python -m moefleet_cluster build`")
     site = gpu_site.find()
+    archives = build_node_archives(default_store())
     spec = ClusterSpec(
         name="set by up",
         state="",
         programs=str(programs_folder()),
-        archives=(str(build_archive(default_store())),),
+        archives=(str(archives.top),),
+        seed=str(seeds.ensure(archives.stable)),
         gpu_site=str(site or ""),
     )
     found = background.up(state, spec)

@@ -137,14 +137,18 @@ def _up(chosen: argparse.Namespace) -> int:
 
 def _spec(chosen: argparse.Namespace, state: Path) -> ClusterSpec:
     """Builds whatever is missing first: inside there is no network."""
-    from . import cgroups, gpu_site
-    from .images import build_archive, build_pause_archive
+    from . import cgroups, gpu_site, seeds
+    from .images import build_node_archives, build_pause_archive
     from .layers import default_store
     from .spec import ClusterSpec
 
     _build_if_missing(["nodes"], None)
     store = default_store()
-    archive = build_pause_archive(store) if chosen.no_images else build_archive(store, envoy=chosen.envoy)
+    if chosen.no_images:
+        archives, seed = (str(build_pause_archive(store)),), ""
+    else:
+        made = build_node_archives(store, envoy=chosen.envoy)
+        archives, seed = (str(made.top),), str(seeds.ensure(made.stable))
     site = gpu_site.find(chosen.gpu_site)
     if site is None and not chosen.no_images:
         print(
@@ -155,7 +159,8 @@ def _spec(chosen: argparse.Namespace, state: Path) -> ClusterSpec:
         name=cgroups.name_of(os.getpid()),
         state=str(state),
         programs=str(programs_folder()),
-        archives=(str(archive),),
+        archives=archives,
+        seed=seed,
         nodes=chosen.nodes,
         gpus=chosen.gpus,
         gpu_site=str(site or ""),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import layers
@@ -35,35 +35,68 @@ PYTHON_IMAGES = (
 )
 
 
-def build_archive(
-    store: LayerStore, repository: Path = REPOSITORY, envoy: Path | None = None, mirror: str = ""
-) -> Path:
+@dataclass(frozen=True, slots=True)
+class NodeArchives:
+    """What a node imports: `stable` holds all layers but our code, under names of its own; `top` only the code and the images' names."""
+
+    stable: Path
+    top: Path
+
+
+def build_archive(store: LayerStore, repository: Path = REPOSITORY, envoy: Path | None = None) -> Path:
     """Makes what is missing and returns one archive with all images. Needs root the first time (debootstrap).
 
     Raises:
         ImageError: with what is needed.
     """
     with locked(store.folder.with_suffix(".lock")):
-        envoy_binary = envoy or find_envoy(repository)
-        shared = [layers.base(store, mirror or os.environ.get("MOEFLEET_DEBIAN_MIRROR", ""))]
+        return _archive(store, "images", _images(store, repository, envoy))
+
+
+def build_node_archives(
+    store: LayerStore, repository: Path = REPOSITORY, envoy: Path | None = None
+) -> NodeArchives:
+    """The same images in two archives, so that changed code is a small one.
+
+    Raises:
+        ImageError: with what is needed.
+    """
+    with locked(store.folder.with_suffix(".lock")):
+        images = _images(store, repository, envoy)
         code = layers.code(store, repository)
-        extra = {
-            "gateway": [layers.file(store, "envoy", envoy_binary, "usr/local/bin/envoy")],
-            "runtime": [layers.file(store, "tiny-model", TINY_MODEL, f"models/{TINY_MODEL.name}")],
-        }
-        images = [pause_image(layers.file(store, "pause", programs_folder() / "pause", "pause"))]
-        for image in PYTHON_IMAGES:
-            site = layers.site_packages(store, image.name, repository / image.lock)
-            # The code comes last: a change of it leaves everything below as it is.
-            images.append(python_image(image, [*shared, site, *extra.get(image.name, []), code]))
-        return _archive(store, images)
+        stable = [without(image, code) for image in images]
+        below = {layer.digest for image in stable for layer in image.layers}
+        return NodeArchives(_archive(store, "stable", stable), _archive(store, "top", images, below))
+
+
+def _images(store: LayerStore, repository: Path, envoy: Path | None) -> list[Image]:
+    envoy_binary = envoy or find_envoy(repository)
+    base = layers.base(store, os.environ.get("MOEFLEET_DEBIAN_MIRROR", ""))
+    code = layers.code(store, repository)
+    extra = {
+        "gateway": [layers.file(store, "envoy", envoy_binary, "usr/local/bin/envoy")],
+        "runtime": [layers.file(store, "tiny-model", TINY_MODEL, f"models/{TINY_MODEL.name}")],
+    }
+    images = [pause_image(layers.file(store, "pause", programs_folder() / "pause", "pause"))]
+    for image in PYTHON_IMAGES:
+        site = layers.site_packages(store, image.name, repository / image.lock)
+        # The code comes last: a change of it leaves everything below as it is.
+        images.append(python_image(image, [base, site, *extra.get(image.name, []), code]))
+    return images
+
+
+def without(image: Image, top: Layer) -> Image:
+    """The image without its top layer, under the tag `base`; an image that has no such layer stays as it is."""
+    if image.layers[-1] != top:
+        return image
+    return replace(image, reference=f"{image.reference.rsplit(':', 1)[0]}:base", layers=image.layers[:-1])
 
 
 def build_pause_archive(store: LayerStore) -> Path:
     """For clusters that need no image of ours; it takes no second."""
     with locked(store.folder.with_suffix(".lock")):
         layer = layers.file(store, "pause", programs_folder() / "pause", "pause")
-        return _archive(store, [pause_image(layer)])
+        return _archive(store, "pause-image", [pause_image(layer)])
 
 
 def pause_image(layer: Layer) -> Image:
@@ -102,16 +135,20 @@ def find_envoy(repository: Path, environ: Mapping[str, str] = os.environ) -> Pat
     return found[0]
 
 
-def _archive(store: LayerStore, images: list[Image]) -> Path:
-    key = layers.key_of(*(part for image in images for part in (image.reference, *documents(image))))
-    target = store.folder / f"images-{key}.tar"
+def _archive(store: LayerStore, kind: str, images: list[Image], leave_out: Collection[str] = ()) -> Path:
+    key = layers.key_of(
+        *sorted(leave_out), *(part for image in images for part in (image.reference, *documents(image)))
+    )
+    target = store.folder / f"{kind}-{key}.tar"
     if target.exists():
         os.utime(target)
         return target
     partial = target.with_suffix(".partial")
-    write_archive(partial, images)
+    write_archive(partial, images, leave_out)
     partial.rename(target)
-    archives = sorted(store.folder.glob("images-*.tar"), key=lambda p: p.stat().st_mtime, reverse=True)
+    archives = sorted(
+        store.folder.glob(f"{kind}-????????????.tar"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
     for old in archives[KEPT_ARCHIVES:]:
         old.unlink()
     store.say(f"images: {', '.join(i.reference for i in images)} in {target.stat().st_size / 1e6:.0f} MB")

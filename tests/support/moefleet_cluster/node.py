@@ -85,6 +85,9 @@ class Node:
         cni.mkdir(exist_ok=True)
         conflist = node_documents.cni_conflist(self.spec.folder / "ipam")
         (cni / "10-bridge.conflist").write_text(json.dumps(conflist, indent=1))
+        if self.spec.seed:
+            _run("tar", "-C", str(self.paths.containerd), "-xf", self.spec.seed)
+            self._note("seed")
         config = self.paths.folder / "containerd.toml"
         config.write_text(node_documents.containerd_toml(self.paths, PAUSE))
         self._start("containerd", "--config", str(config))

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -115,11 +115,14 @@ def _walk(source: Path, name: str) -> Iterator[tuple[Path, str]]:
             yield from _walk(child, f"{name}/{child.name}".lstrip("/"))
 
 
-def write_archive(target: Path, images: Sequence[Image]) -> None:
-    """One archive for `ctr images import`: all images, each shared layer once."""
+def write_archive(target: Path, images: Sequence[Image], leave_out: Collection[str] = ()) -> None:
+    """One archive for `ctr images import`: all images, each shared layer once.
+
+    `leave_out` are digests of layers that whoever imports it has already.
+    """
     index: list[dict[str, Any]] = []
     with tarfile.open(target, "w") as tar:
-        there: set[str] = set()
+        there = set(leave_out)
 
         def put(name: str, content: bytes) -> None:
             entry = tarfile.TarInfo(name)

@@ -15,7 +15,8 @@ class ClusterSpec:
     """`gpus` are those of each node: one node of 24 holds three replicas of 8. `fake_nodes` are kwok's, of 8 GPUs each.
 
     `name` marks this cluster's cgroups; it holds the pid of the outermost process, so that leftovers of a dead one are known.
-    `gpu_site` is the folder with torch that containers with GPUs get; empty: none.
+    `gpu_site` is the folder with torch that containers with GPUs get; empty: none. `seed` is a store (seed.py) that
+    nodes start from before they import the archives.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ClusterSpec:
     nodes: int = 1
     gpus: int = 24
     gpu_site: str = ""
+    seed: str = ""
     kwok: bool = False
     fake_nodes: int = 0
     audit: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from moefleet_cluster import layers
-from moefleet_cluster.images import PYTHON_IMAGES, find_envoy, python_image
+from moefleet_cluster.images import PYTHON_IMAGES, find_envoy, python_image, without
 from moefleet_cluster.layers import ImageError, LayerStore
 from moefleet_cluster.oci import Image, Layer, Tree, pack_layer, write_archive
 
@@ -123,6 +123,21 @@ def test_an_archive_holds_every_blob_once_under_its_digest(tree: Path, tmp_path:
         assert diff_id == f"sha256:{hashlib.sha256(gzip.decompress(packed)).hexdigest()}"
         with tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed))) as tar:
             assert tar.getmembers()
+
+
+def test_changed_code_makes_a_small_archive_whose_images_are_the_same(tree: Path, tmp_path: Path) -> None:
+    base = pack_layer(tmp_path / "base", [Tree(tree, "base")])
+    code = pack_layer(tmp_path / "code", [Tree(tree / "run", "code/run")])
+    image = Image("moefleet.test/operator:dev", [base, code], ["python3"], user="65532:65532")
+    stable = without(image, code)
+    assert (stable.reference, list(stable.layers)) == ("moefleet.test/operator:base", [base])
+    assert without(stable, code) == stable
+
+    write_archive(tmp_path / "whole.tar", [image])
+    write_archive(tmp_path / "top.tar", [image], leave_out={base.digest})
+    whole, top = read_archive(tmp_path / "whole.tar"), read_archive(tmp_path / "top.tar")
+    assert top[0] == whole[0], "the same manifest under the same name"
+    assert set(whole[1]) - set(top[1]) == {f"blobs/sha256/{base.digest.removeprefix('sha256:')}"}
 
 
 def test_the_images_start_their_module_as_a_user_without_rights(tree: Path, tmp_path: Path) -> None:
