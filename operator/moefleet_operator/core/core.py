@@ -219,6 +219,8 @@ class Core:
         leads = self._lease.leading(now)
         if leads and not self._led:
             self._settle_until = now + SETTLE_S
+            # What scaling said when we led before is old; until it speaks again the last status holds.
+            self._reports.decisions.clear()
             for fleet in self._store.fleets:
                 self._queue.add(fleet, now)
         self._led = leads

@@ -120,7 +120,7 @@ class Scenario:
             return
         self.acts += 1
         world, story = self.world, self.world.random.choice(self.fleets)
-        acts = [self._scale, self._scale, self._change_spec]
+        acts = [self._scale] * 4 + [self._change_spec] * 2
         if not self.calm:
             acts += [self._lose_pod, self._crash_pod, self._evict_pod, self._forget_load]
         acts += [
