@@ -183,6 +183,26 @@ async def test_a_failed_step_fails_its_requests_and_readiness_until_the_canary_p
         assert (await ask(served.inference, generate_request(max_tokens=1))).code is grpc.StatusCode.OK
 
 
+async def test_those_who_wait_behind_a_failed_step_are_served(tmp_path: Path) -> None:
+    args = {
+        "calibration": {"base": "deepseek-v2-8xh800", "limits": {"maxSequences": 1}},
+        "speed": 0.5,
+        "faults": {"stepErrorEvery": 60},
+    }
+    async with replica(tmp_path, args=args, limits={"queuedRequests": 2}) as served:
+        stub = served.inference
+        failing = asyncio.ensure_future(ask(stub, generate_request((300,), max_tokens=5000)))
+        await served.sample_when(lambda s: s.active == 1)
+        waiting = [
+            asyncio.ensure_future(ask(stub, generate_request((400 + i,), max_tokens=15))) for i in range(2)
+        ]
+        assert (await failing).reason == "STEP_FAILED"
+        answers = await asyncio.gather(*waiting)
+        assert [(a.code, len(a.tokens)) for a in answers] == [(grpc.StatusCode.OK, 15)] * 2
+        await served.sample_when(lambda s: s.state == rep.REPLICA_STATE_SERVING)
+        assert sum(e.get("event") == "canary passed" for e in served.events) == 2
+
+
 async def test_the_server_dying_takes_the_engine_host_with_it(tmp_path: Path) -> None:
     async with replica(tmp_path) as served:
         host = served.host_pid()

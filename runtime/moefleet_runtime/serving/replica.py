@@ -7,6 +7,7 @@ import contextlib
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,7 @@ CHECK_S: Final = 0.25
 # The canary: a few real tokens, from any prompt; more would only make cold starts longer.
 CANARY_PROMPT_TOKENS: Final = 8
 CANARY_TOKENS: Final = 4
+CANARY_RETRY_S: Final = 0.25
 # After the last stream: what the last messages, trailers and watchers may take to be on the wire.
 FAREWELL_S: Final = 1.0
 # Checkpoint folders that a Simulated engine can do without.
@@ -258,14 +260,18 @@ class Replica:
         assert info is not None
         # A prompt that no cache knows: it starts with what the clock says.
         salt = time.monotonic_ns()
-        prompt = tuple((salt >> shift) % info.vocabulary_size for shift in range(CANARY_PROMPT_TOKENS))
-        wanted = min(CANARY_TOKENS, info.context_length - len(prompt))
-        request = EngineRequest(
-            f"canary-{salt}", prompt, wanted, ignore_eos=True, cache_salt=f"canary-{salt}"
-        )
-        stream = self.client.submit(request)
+        length = min(CANARY_PROMPT_TOKENS, info.context_length - 1)
+        prompt = tuple((salt >> shift) % info.vocabulary_size for shift in range(length))
+        wanted = min(CANARY_TOKENS, info.context_length - length)
         began_s = time.monotonic()
-        await stream.wait(wanted + 1)
+        for attempt in count():
+            name = f"canary-{salt}-{attempt}"
+            stream = self.client.submit(EngineRequest(name, prompt, wanted, ignore_eos=True, cache_salt=name))
+            await stream.wait(wanted + 1)
+            if stream.fault is None or stream.fault.kind != "full":
+                break
+            # After a failed step the queue may be full of those who came before; nobody new is let in, so it empties.
+            await asyncio.sleep(CANARY_RETRY_S)
         if stream.finish is Finish.LENGTH and stream.produced == wanted:
             log.info("canary passed", seconds=round(time.monotonic() - began_s, 3), tokens=stream.produced)
             self.apply(CanaryPassed())
