@@ -49,7 +49,7 @@ def main() -> int:
             "shell", "--", sys.executable, "-m", "moefleet_demo", "--inside", "--began", str(began)
         )
         if chosen.keep:
-            print(TRY.format(kubeconfig=Path(".cluster/kubeconfig").resolve(), model="tiny-deepseek-v2"))
+            print(TRY.format(kubeconfig=Path(".cluster/kubeconfig").resolve(), model="tiny"))
     finally:
         if not chosen.keep:
             cluster("down")
@@ -59,7 +59,8 @@ def main() -> int:
 def inside(began: float) -> int:
     from .road import Road
 
-    console = Console()
+    # A log file or CI has no width of its own; the table needs this much.
+    console = Console() if sys.stdout.isatty() else Console(width=130)
     road = Road(console, OUTPUT)
     road.report.setup_s = round(time.time() - began, 1)
     report = asyncio.run(road.walk())
