@@ -85,6 +85,7 @@ class FleetFile:
 
 class Rig:
     def __init__(self, **env: str) -> None:
+        """With KUBECONFIG among `env` the picker watches that cluster instead of the file."""
         self.dir = Path(tempfile.mkdtemp(prefix="moefleet-gw-"))  # short: socket paths have at most 107 bytes
         self.world = FleetFile(self.dir / "world.json")
         self.world.write()
@@ -105,7 +106,8 @@ class Rig:
         return self
 
     async def start_picker(self) -> None:
-        self.picker = await self._spawn("picker", "--static", str(self.world.path))
+        source = () if "KUBECONFIG" in self.env else ("--static", str(self.world.path))
+        self.picker = await self._spawn("picker", *source)
 
     async def start_envoy(self) -> None:
         self.envoy = await self._spawn("envoy")
