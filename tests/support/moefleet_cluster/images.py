@@ -50,7 +50,7 @@ def build_archive(store: LayerStore, repository: Path = REPOSITORY, envoy: Path 
         ImageError: with what is needed.
     """
     with locked(store.folder.with_suffix(".lock")):
-        return _archive(store, "images", _images(store, repository, envoy))
+        return _archive(store, "images", _images(store, repository, envoy, layers.code(store, repository)))
 
 
 def build_node_archives(
@@ -62,17 +62,16 @@ def build_node_archives(
         ImageError: with what is needed.
     """
     with locked(store.folder.with_suffix(".lock")):
-        images = _images(store, repository, envoy)
         code = layers.code(store, repository)
+        images = _images(store, repository, envoy, code)
         stable = [without(image, code) for image in images]
         below = {layer.digest for image in stable for layer in image.layers}
         return NodeArchives(_archive(store, "stable", stable), _archive(store, "top", images, below))
 
 
-def _images(store: LayerStore, repository: Path, envoy: Path | None) -> list[Image]:
+def _images(store: LayerStore, repository: Path, envoy: Path | None, code: Layer) -> list[Image]:
     envoy_binary = envoy or find_envoy(repository)
     base = layers.base(store, os.environ.get("MOEFLEET_DEBIAN_MIRROR", ""))
-    code = layers.code(store, repository)
     extra = {
         "gateway": [layers.file(store, "envoy", envoy_binary, "usr/local/bin/envoy")],
         "runtime": [layers.file(store, "tiny-model", TINY_MODEL, f"models/{TINY_MODEL.name}")],
