@@ -10,7 +10,17 @@ from typing import Any, Final
 import structlog
 
 from moefleet_operator.core.effects import Effect, EmitEvent, Exit, ReadLease, WakeAt, WriteLease
-from moefleet_operator.core.events import DecisionMade, EffectDone, Event, Key, Ok, Outcome, Tick
+from moefleet_operator.core.events import (
+    DecisionMade,
+    EffectDone,
+    Event,
+    Key,
+    ObjectChanged,
+    Ok,
+    Outcome,
+    Relisted,
+    Tick,
+)
 from moefleet_operator.core.ports import Brain, EffectRunner
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.metrics import Metrics
@@ -48,6 +58,8 @@ class CoreLoop:
         self._timer: asyncio.TimerHandle | None = None
         # When the core last saw an event: it has one at least every 2 s, because of the Lease.
         self.seen_at = clock.now()
+        # Grows with everything that may change which pods there are.
+        self.sightings = 0
         self._broken: asyncio.Future[int] | None = None
 
     async def run(self) -> int:
@@ -98,6 +110,8 @@ class CoreLoop:
         ended = self.seen_at = self._clock.now()
         self._metrics.core.labels(event=type(event).__name__).observe(ended - began)
         self._metrics.queue.labels(queue="inbox").set(len(self._inbox))
+        if isinstance(event, ObjectChanged | Relisted):
+            self.sightings += 1
         if isinstance(event, DecisionMade):
             self._metrics.scaling.labels(reason=event.reason).inc()
         batch = _Batch(began, sum(1 for effect in effects if _of_a_fleet(effect)))

@@ -109,11 +109,16 @@ class Operator:
             self._synced = True
             core = self._make_core(core_settings(settings, scope))
             hub = TelemetryHub(settings.control_key, self._inbox.put, self._clock.wall)
-            sizing = Sizing(
-                view=core, hub=hub, emit=self._inbox.put, clock=self._clock, metrics=self._metrics
-            )
-            self._loop = CoreLoop(
+            loop = self._loop = CoreLoop(
                 brain=core, runner=runner, inbox=self._inbox, clock=self._clock, metrics=self._metrics
+            )
+            sizing = Sizing(
+                view=core,
+                hub=hub,
+                emit=self._inbox.put,
+                clock=self._clock,
+                metrics=self._metrics,
+                sightings=lambda: loop.sightings,
             )
             parts = {
                 "resync": resync.run(),
@@ -121,7 +126,7 @@ class Operator:
                 "telemetry": hub.run(),
                 "scaling": sizing.run(),
             }
-            return await until_the_end(self._loop.run(), watching.ended, told, self._inbox.put, parts)
+            return await until_the_end(loop.run(), watching.ended, told, self._inbox.put, parts)
 
     def wrong(self) -> list[str]:
         """Why this process should be started anew; nothing when all is well."""

@@ -47,8 +47,18 @@ class _Memory:
 
 class Sizing:
     def __init__(
-        self, *, view: View, hub: TelemetryHub, emit: Callable[[Event], None], clock: Clock, metrics: Metrics
+        self,
+        *,
+        view: View,
+        hub: TelemetryHub,
+        emit: Callable[[Event], None],
+        clock: Clock,
+        metrics: Metrics,
+        sightings: Callable[[], int],
     ) -> None:
+        # Grows with everything that may change which pods there are; a thousand pods are not looked through for nothing.
+        self._sightings = sightings
+        self._seen = -1
         self._view = view
         self._hub = hub
         self._emit = emit
@@ -67,7 +77,11 @@ class Sizing:
             await self._clock.sleep(TARGETS_EVERY_S)
 
     def listen(self) -> None:
-        """Tells the hub which gateway and replica pods there are."""
+        """Tells the hub which gateway and replica pods there are, when that may have changed."""
+        sightings = self._sightings()
+        if sightings == self._seen:
+            return
+        self._seen = sightings
         gateways = frozenset(
             GatewayTarget(pod.uid, _address(pod.ip, names.GATEWAY_PORT_CONTROL))
             for pod in self._view.gateways()

@@ -55,12 +55,14 @@ class WatchThread:
         self.ended: asyncio.Future[None] = self._home.create_future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._asked_to_stop = False
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     async def stop(self) -> None:
+        self._asked_to_stop = True
         loop, stop = self._loop, self._stop
         if loop is not None and stop is not None:
             # The loop may have closed meanwhile: then there is nothing left to stop.
@@ -79,6 +81,8 @@ class WatchThread:
 
     async def _watch(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._asked_to_stop:
+            return
         looking = asyncio.create_task(self._look())
         runs = [
             asyncio.create_task(
