@@ -328,3 +328,8 @@ def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
     found.discard(key)
     if not found:
         del index[at]
+
+
+def status_of(raw: Json) -> Json:
+    status = raw.get("status")
+    return status if isinstance(status, Mapping) else {}

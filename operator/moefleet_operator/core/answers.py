@@ -1,0 +1,140 @@
+"""What an effect's outcome means: success or not, what the store learns from it, what people are told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from moefleet_operator import names
+from moefleet_operator.api import conditions as reasons
+from moefleet_operator.planning.observed import Json
+from moefleet_operator.planning.steps import (
+    AnyStep,
+    ApplyChild,
+    CallDrain,
+    CallResume,
+    CreateReplica,
+    DeleteReplica,
+)
+from moefleet_operator.rendering.problem import Problem
+
+from .events import AlreadyExists, Conflict, Forbidden, Invalid, Key, NotFound, Ok, Outcome, Transient
+from .memory import Memory
+from .reports import Reports
+from .runs import Notice, notices_of_status
+from .store import Store, status_of
+
+# Texts of refusals go into conditions.
+MESSAGE_MAX = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An effect under way: whose it is and what it was for."""
+
+    fleet: Key
+    group: str
+    signature: str
+    step: AnyStep | None = None
+    # The status that it writes.
+    status: Json | None = None
+
+
+@dataclass(slots=True)
+class Lesson:
+    """What followed from one outcome."""
+
+    success: bool
+    touched: set[Key] = field(default_factory=set)
+    notices: list[Notice] = field(default_factory=list)
+
+
+class Answers:
+    def __init__(self, store: Store, reports: Reports, memory: Memory) -> None:
+        self._store = store
+        self._reports = reports
+        self._memory = memory
+
+    def take(self, waiting: Waiting, outcome: Outcome, now: float) -> Lesson:
+        key, step = waiting.fleet, waiting.step
+        match outcome:
+            case Ok(object=raw):
+                return self._learn(waiting, raw, now)
+            case AlreadyExists(existing=existing):
+                return Lesson(existing is not None and self._met(waiting, existing, now))
+            case NotFound():
+                if isinstance(step, DeleteReplica):
+                    return Lesson(True, self._store.gone("Pod", Key(key.namespace, step.name), step.uid))
+                if isinstance(step, CallResume):
+                    self._memory.refuse_resume(step)
+                return Lesson(False)
+            case Invalid() | Forbidden():
+                if isinstance(step, CallResume):
+                    self._memory.refuse_resume(step)
+                elif not isinstance(step, CallDrain):
+                    # A drain that is refused ends at its deadline; everything else a person has to look at.
+                    self._memory.refuse((key, waiting.group), _refusal(waiting, outcome))
+                return Lesson(False)
+            case Conflict() | Transient():
+                return Lesson(False)
+            case _:
+                assert_never(outcome)
+
+    def _learn(self, waiting: Waiting, raw: Json | None, now: float) -> Lesson:
+        """The result of a write is an observation, newer than the watch."""
+        key, step, store = waiting.fleet, waiting.step, self._store
+        if isinstance(step, CallDrain | CallResume):
+            self._reports.answered(step.uid, raw)
+            return Lesson(True)
+        if waiting.status is not None:
+            self._memory.status_at[key] = now
+            record = store.fleets.get(key)
+            notices = notices_of_status(status_of(record.raw), waiting.status) if record is not None else []
+            return Lesson(
+                True, store.written("MoEFleet", key, raw, now) if raw is not None else set(), notices
+            )
+        if isinstance(step, ApplyChild):
+            return Lesson(True, store.written(step.kind, key, raw, now) if raw is not None else set())
+        if step is not None:
+            pod = Key(key.namespace, step.name)
+            if raw is not None and (raw.get("metadata") or {}).get("uid"):
+                return Lesson(True, store.written("Pod", pod, raw, now))
+            if isinstance(step, DeleteReplica):
+                # A Status instead of the pod: it is gone already.
+                return Lesson(True, store.gone("Pod", pod, step.uid))
+        return Lesson(True)
+
+    def _met(self, waiting: Waiting, existing: Json, now: float) -> bool:
+        """The name is taken: by what we wanted to create (an answer that got lost), or by something else."""
+        key, step = waiting.fleet, waiting.step
+        meta: Json = existing.get("metadata") or {}
+        owner = next((o.get("uid") for o in meta.get("ownerReferences") or () if o.get("controller")), None)
+        record = self._store.fleets.get(key)
+        ours = record is not None and owner == record.uid
+        if isinstance(step, ApplyChild):
+            if ours:
+                self._store.written(step.kind, key, existing, now)
+                return True
+            problem = f"{step.kind} {key} exists and is not ours; delete or rename it, or rename the fleet"
+            self._memory.refuse((key, waiting.group), Problem(reasons.NAME_IN_USE, problem))
+            return False
+        if not isinstance(step, CreateReplica):
+            return False
+        self._store.written("Pod", Key(key.namespace, step.name), existing, now)
+        labels: Json = meta.get("labels") or {}
+        if labels.get(names.LABEL_FLEET) != key.name:
+            self._memory.collide(key, step.name, now)
+        # A terminating one, or one of another owner: the next pass sees that the name is taken and takes the next slot.
+        return ours and not meta.get("deletionTimestamp")
+
+
+def _refusal(waiting: Waiting, outcome: Invalid | Forbidden) -> Problem:
+    """What the API server said, with the reason under which the user finds it."""
+    step = waiting.step
+    what = "status" if step is None else f"{type(step).__name__} {step.name}"
+    text = f"{what}: {outcome.message}"[:MESSAGE_MAX]
+    if "exceeded quota" in outcome.message:
+        return Problem(reasons.QUOTA_EXCEEDED, text)
+    if isinstance(outcome, Invalid):
+        return Problem(reasons.POD_REFUSED, text)
+    return Problem(reasons.PERMISSION_MISSING, text)

@@ -1,0 +1,140 @@
+"""When the core may plan: it holds the Lease, has settled, and knows the first list of every kind. And how it stops."""
+
+from __future__ import annotations
+
+from .effects import Effect, Exit, ReadLease, WriteLease
+from .events import KINDS, Key, Kind, Outcome
+from .lease import LeaseMachine, Read
+from .settings import CoreSettings
+
+# A new leader waits so long before its first plan: what the old one has just done is on its way through the watch.
+SETTLE_S = 2.0
+# Shorter than the renewal deadline, so that a request that hangs leaves time for another one.
+LEASE_REQUEST_S = 5.0
+# At the end: effects under way may finish; then the Lease is given back, or left to expire.
+STOP_WAIT_S = 5.0
+
+
+class Leadership:
+    def __init__(self, settings: CoreSettings) -> None:
+        self._lease = LeaseMachine(settings.identity, settings.namespace, settings.lease_name)
+        self._lease_key = Key(settings.namespace, settings.lease_name)
+        self._self_key = Key(settings.namespace, settings.identity)
+        self._synced: set[Kind] = set()
+        # Kinds that cannot be watched here.
+        self.unavailable: set[Kind] = set()
+        self._effect: int | None = None
+        self._led = False
+        self._settle_until = 0.0
+        self._stopping_since: float | None = None
+
+    @property
+    def act_until(self) -> float:
+        return self._lease.act_until
+
+    def leading(self, now: float) -> bool:
+        return self._lease.leading(now)
+
+    def may_plan(self, now: float) -> bool:
+        return (
+            self._stopping_since is None
+            and self._lease.leading(now)
+            and now >= self._settle_until
+            and self._synced.issuperset(KINDS)
+        )
+
+    def synced(self, kind: Kind, available: bool) -> None:
+        self._synced.add(kind)
+        if not available:
+            self.unavailable.add(kind)
+
+    def begins(self, now: float) -> bool:
+        """True once each time that we have become the leader."""
+        leads = self._lease.leading(now)
+        began = leads and not self._led
+        self._led = leads
+        if began:
+            self._settle_until = now + SETTLE_S
+        return began
+
+    def request(self, now: float, wall: float) -> Effect | None:
+        """What to ask of the Lease now; the caller says under which id it is under way."""
+        act = self._lease.step(now, wall)
+        if act is None:
+            return None
+        if isinstance(act, Read):
+            return ReadLease(
+                id=0,
+                object=self._lease_key,
+                reason="ReadLease",
+                message=f"held by {self._lease.holder or 'nobody that we know of'}",
+                not_after=now + LEASE_REQUEST_S,
+            )
+        return WriteLease(
+            id=0,
+            object=self._lease_key,
+            reason=f"{act.intent.capitalize()}Lease",
+            message=f"{self._self_key.name}: {act.intent}",
+            not_after=now + LEASE_REQUEST_S,
+            intent=act.intent,
+            body=act.body,
+        )
+
+    def under_way(self, effect_id: int) -> None:
+        self._effect = effect_id
+
+    def answered(self, effect_id: int, outcome: Outcome, now: float) -> bool:
+        """Whether this answer was for the Lease."""
+        if effect_id != self._effect:
+            return False
+        self._effect = None
+        self._lease.done(outcome, now)
+        return True
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def stop(self, now: float) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = now
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping_since is not None
+
+    def let_go(self, busy: bool, now: float) -> None:
+        """Give the Lease back as soon as nothing is under way that may still change something."""
+        if self.stopping and not busy:
+            self._lease.release(now)
+
+    def exit(self, busy: bool, now: float) -> Exit | None:
+        """The end of the process, when its time has come."""
+        if self._stopping_since is None:
+            return None
+        waited_s = now - self._stopping_since
+        gave_up = busy and waited_s >= STOP_WAIT_S
+        if not (self._lease.released or gave_up or waited_s >= 2 * STOP_WAIT_S):
+            return None
+        # Effects that are still under way may yet arrive: then the Lease is not given back but expires.
+        said = (
+            "nothing is under way, the Lease is free"
+            if self._lease.released
+            else "the Lease was left to expire"
+        )
+        return Exit(
+            id=0,
+            object=self._self_key,
+            reason="Stopped",
+            message=said,
+            not_after=now + LEASE_REQUEST_S,
+            code=0,
+        )
+
+    def wake_times(self, now: float) -> list[float]:
+        times = [] if self._lease.busy else [self._lease.next_at]
+        if self._lease.leading(now):
+            times.append(self._lease.act_until)
+            if self._settle_until > now:
+                times.append(self._settle_until)
+        if self._stopping_since is not None:
+            times += [self._stopping_since + STOP_WAIT_S, self._stopping_since + 2 * STOP_WAIT_S]
+        return times

@@ -1,0 +1,124 @@
+"""What the core remembers between two passes. All of it may be lost at any moment: it only saves work and waiting."""
+
+from __future__ import annotations
+
+from moefleet_operator.api import MoEFleet
+from moefleet_operator.planning.steps import AnyStep, CallResume
+from moefleet_operator.rendering.pod import RenderedPod
+from moefleet_operator.rendering.problem import Problem
+
+from .events import Key
+from .ports import Jitter
+from .queue import Backoff
+from .translate import group_of, signature_of
+
+# A name that somebody else's pod has is tried again after so long.
+COLLISION_S = 600.0
+# Backoffs of objects that nobody has tried to change for so long: they are gone.
+FORGET_S = 600.0
+# After a new failure of what had succeeded without effect: long enough to see the watch catch up.
+NO_EFFECT_STATUS_S = 1.0
+
+# A fleet and a group of steps that fail for the same reason.
+At = tuple[Key, str]
+
+
+class Memory:
+    def __init__(self, jitter: Jitter) -> None:
+        self.backoff: Backoff[At] = Backoff(jitter)
+        self.targets: dict[Key, int] = {}
+        self.status_at: dict[Key, float] = {}
+        # Fleets that wait for free GPUs.
+        self.want_room: set[Key] = set()
+        # Replicas that did not take Resume.
+        self.unresumable: set[str] = set()
+        self.rendered: dict[Key, tuple[str, int, RenderedPod | Problem]] = {}
+        # Signature of what last succeeded.
+        self._last_done: dict[At, str] = {}
+        self._refused: dict[Key, dict[str, Problem]] = {}
+        self._generation: dict[Key, int] = {}
+        self._collisions: dict[Key, dict[str, float]] = {}
+
+    # --- trying again ---------------------------------------------------------------------------------------
+
+    def blocked_until(self, key: Key, step: AnyStep, now: float) -> float:
+        """When this step may be done; not after `now`: at once."""
+        at, signature = (key, group_of(step)), signature_of(step)
+        until = self.backoff.until(at)
+        if until <= now and at[1] != "create" and self._repeats(at, signature):
+            return self.backoff.failed(at, now)
+        return until
+
+    def status_blocked_until(self, key: Key, signature: str, now: float) -> float:
+        until = self.backoff.until((key, "status"))
+        if until <= now and self._repeats((key, "status"), signature):
+            return self.backoff.failed((key, "status"), now, NO_EFFECT_STATUS_S)
+        return until
+
+    def succeeded(self, at: At, signature: str) -> None:
+        # The same thing again did not help the last time, so its backoff goes on growing.
+        if self._last_done.get(at) != signature:
+            self.backoff.succeeded(at)
+        self._last_done[at] = signature
+        self._refused.get(at[0], {}).pop(at[1], None)
+
+    def _repeats(self, at: At, signature: str) -> bool:
+        """It succeeded and is wanted again: doing it at full speed would not help more. Asked once, then forgotten."""
+        if self._last_done.get(at) != signature:
+            return False
+        del self._last_done[at]
+        return True
+
+    # --- what was refused -------------------------------------------------------------------------------------
+
+    def refuse(self, at: At, problem: Problem) -> None:
+        self._refused.setdefault(at[0], {})[at[1]] = problem
+
+    def refuse_resume(self, step: CallResume) -> None:
+        self.unresumable.add(step.uid)
+
+    def refused(self, key: Key, pods: set[str]) -> dict[str, Problem]:
+        """What was refused about a pod that is gone is no problem any more."""
+        found = self._refused.get(key, {})
+        about_pod = {group for group in found if " " in group and not group.startswith("apply ")}
+        return {
+            group: p
+            for group, p in found.items()
+            if group not in about_pod or group.rsplit(" ", 1)[1] in pods
+        }
+
+    def saw_generation(self, key: Key, resource: MoEFleet) -> None:
+        """Another spec: what was refused before may not be refused now."""
+        if self._generation.get(key) != resource.metadata.generation:
+            self._generation[key] = resource.metadata.generation
+            self._refused.pop(key, None)
+            self.backoff.succeeded((key, "create"))
+
+    def collide(self, key: Key, name: str, now: float) -> None:
+        self._collisions.setdefault(key, {})[name] = now + COLLISION_S
+
+    def collisions(self, key: Key, now: float) -> set[str]:
+        return {name for name, until in self._collisions.get(key, {}).items() if until > now}
+
+    # --- forgetting -------------------------------------------------------------------------------------------
+
+    def drop(self, key: Key) -> None:
+        """The fleet is gone."""
+        self.want_room.discard(key)
+        self.targets.pop(key, None)
+        self.status_at.pop(key, None)
+        self.rendered.pop(key, None)
+        self._refused.pop(key, None)
+        self._generation.pop(key, None)
+        self._collisions.pop(key, None)
+        self._last_done = {at: done for at, done in self._last_done.items() if at[0] != key}
+
+    def forget(self, pods: set[str], now: float) -> None:
+        """Every minute: what is about objects that are gone."""
+        self.unresumable &= pods
+        self.backoff.forget(now, FORGET_S)
+        self._last_done = {
+            at: done
+            for at, done in self._last_done.items()
+            if at[1] in ("create", "status") or at[1].startswith("apply ") or at[1].rsplit(" ", 1)[1] in pods
+        }
