@@ -77,7 +77,7 @@ cluster-tests: setup ## Against a real API server with kwok nodes (no root)
 
 e2e: setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall
 	$(CLUSTER) build
-	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 48 --memory-gpus -- $(BIN)/pytest tests/e2e
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 48 -- $(BIN)/pytest tests/e2e
 
 wheel: $(VENV)/.done ## Build the wheel, install it with one extra at a time, import what each image ships
 	$(BIN)/python tests/wheel.py

@@ -49,6 +49,7 @@ def kube(request: pytest.FixtureRequest, release: Release) -> Iterator[Kube]:
     if request.node.stash.get(FAILED, False):
         for fleet in here.list("moefleets"):
             print(f"--- {fleet['metadata']['name']}\n{here.explain(fleet['metadata']['name'])}")
+        print(release.logs())
     run("kubectl", "delete", "namespace", name, "--wait=false")
 
 

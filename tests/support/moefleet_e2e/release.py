@@ -80,6 +80,16 @@ class Release:
             if "deletionTimestamp" not in p["metadata"]
         ]
 
+    def logs(self, lines: int = 40) -> str:
+        """The last words of operator and pickers, for a failed test."""
+        containers = (("operator", "operator"), ("gateway", "picker"))
+        return "\n".join(
+            f"--- {pod['metadata']['name']}\n"
+            + self.kube.kubectl("logs", pod["metadata"]["name"], "-c", container, f"--tail={lines}")
+            for component, container in containers
+            for pod in self.pods(component)
+        )
+
     def leader(self) -> str | None:
         """The pod that holds the operator's Lease."""
         for lease in self.kube.list("leases"):
