@@ -49,20 +49,25 @@ def calibration(engine: EngineSpec) -> Calibration | None:
                 # As the engine itself reads its arguments: what it will be is what we count on.
                 ranks = engine.parallelism.tensor if engine.parallelism.attention_data else 1
                 named = load_calibration(engine.args.get("calibration", SIMULATED_CALIBRATION))
-                limited = with_limits(
-                    named,
-                    max_sequences=min(named.limits.max_sequences, engine.limits.max_batch_size * ranks),
-                    max_batch_tokens=min(named.limits.max_batch_tokens, engine.limits.max_batch_tokens),
-                )
+                limited = _limited(named, engine, ranks)
                 return scaled(limited, float(engine.args.get("speed", 1.0)))
             case "Torch":
                 tiny = [n for n in calibration_names() if n.startswith(TORCH_CALIBRATION_PREFIX)]
-                return load_calibration(tiny[0]) if tiny else None
+                return _limited(load_calibration(tiny[0]), engine, 1) if tiny else None
             case "TensorRTLLM":
                 return load_calibration(TENSORRT_LLM_CALIBRATION)
     except (CalibrationError, TypeError, ValueError):
         # Wrong arguments are the planner's to tell; here they only mean that the capacity is not known.
         return None
+
+
+def _limited(named: Calibration, engine: EngineSpec, ranks: int) -> Calibration:
+    """The fleet's limits bind where they are tighter."""
+    return with_limits(
+        named,
+        max_sequences=min(named.limits.max_sequences, engine.limits.max_batch_size * ranks),
+        max_batch_tokens=min(named.limits.max_batch_tokens, engine.limits.max_batch_tokens),
+    )
 
 
 def supply(replicas: Sequence[Replica], target: int, cold_starts_s: Sequence[float], wall: float) -> Supply:

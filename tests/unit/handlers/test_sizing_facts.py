@@ -1,0 +1,154 @@
+"""What scaling is told: wishes from the spec, replicas from pods, numbers for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from moefleet_operator.handlers.numbers import numbers
+from moefleet_operator.handlers.policy import calibration, cold_start_s, policy, supply
+from moefleet_operator.planning.observed import Replica
+from moefleet_operator.scaling import Terms
+from moefleet_operator.telemetry import Figures
+from moefleet_perf import load_calibration
+from moefleet_testing.builders import NOW, a_container, a_pod, a_resource, false, true
+
+
+def replica(slot: int = 0, **changes: Any) -> Replica:
+    return Replica(a_pod(slot, **changes), None)
+
+
+READY = {"Ready": true(at=NOW - 100)}
+NOT_READY = {"Ready": false()}
+
+
+def test_wishes() -> None:
+    spec = a_resource(
+        scaling={
+            "minReplicas": 2,
+            "maxReplicas": 9,
+            "objective": {"timeToFirstToken": "3s", "timePerOutputToken": "50ms"},
+            "idle": {"scaleToZeroAfter": "30m"},
+        }
+    ).spec
+    wishes = policy(spec)
+    assert (wishes.min_replicas, wishes.max_replicas) == (2, 9)
+    assert (wishes.ttft_s, wishes.tpot_s, wishes.scale_to_zero_after_s) == (3.0, 0.05, 1800.0)
+    assert policy(a_resource().spec).scale_to_zero_after_s is None
+
+
+def engine(kind: str, **fields: Any) -> Any:
+    return a_resource(engine={"type": kind, "image": "runtime:1", **fields}).spec.engine
+
+
+def test_a_simulated_replica_is_counted_on_as_it_will_be() -> None:
+    named = load_calibration("deepseek-v2-8xh800")
+    found = calibration(
+        engine(
+            "Simulated",
+            args={"speed": 0.5},
+            limits={"maxBatchSize": 2, "maxBatchTokens": 512},
+            parallelism={"tensor": 8, "expert": 8, "attentionData": True},
+        )
+    )
+    assert found is not None
+    assert found.step.a_s == pytest.approx(named.step.a_s * 2)
+    # Two a rank, eight ranks.
+    assert found.limits.max_sequences == 16
+    assert found.limits.max_batch_tokens == 512
+    assert found.limits.kv_max_tokens == named.limits.kv_max_tokens
+
+
+def test_limits_never_make_a_replica_larger_than_it_was_calibrated() -> None:
+    named = load_calibration("deepseek-v2-8xh800")
+    found = calibration(engine("Simulated", limits={"maxBatchSize": 65536, "maxBatchTokens": 1 << 20}))
+    assert found is not None
+    assert found.limits == named.limits
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "name"),
+    [
+        ("TensorRTLLM", {}, "deepseek-v2-8xh800"),
+        ("Torch", {}, "tiny-cpu"),
+        ("Simulated", {"calibration": "tiny-cpu"}, "tiny-cpu"),
+        ("Simulated", {"calibration": "unheard-of"}, None),
+        ("Simulated", {"speed": "fast"}, None),
+        ("Simulated", {"speed": 0}, None),
+    ],
+)
+def test_which_calibration(kind: str, args: dict[str, Any], name: str | None) -> None:
+    found = calibration(engine(kind, args=args))
+    assert (found.name if found is not None else None) == name
+
+
+def test_supply_counts_each_replica_once() -> None:
+    replicas = [
+        replica(0, conditions=READY),
+        replica(1, conditions=NOT_READY, created_at=NOW - 40),
+        replica(2, conditions={}, node="", phase="Pending"),
+        replica(3, conditions={**READY, "moefleet.io/Draining": true()}),
+        replica(4, conditions={**READY, "moefleet.io/Draining": true()}, deleted_at=NOW - 5),
+        replica(5, conditions=READY, deleted_at=NOW - 5),
+        replica(6, conditions=NOT_READY, phase="Failed"),
+    ]
+    have = supply(replicas, 3, [10.0, 20.0], NOW)
+    assert (have.target, have.ready, have.unschedulable, have.draining) == (3, 1, 1, 1)
+    assert have.pending_ages_s == (40.0,)
+    assert have.cold_starts_s == (10.0, 20.0)
+
+
+def test_only_the_newest_cold_starts_are_told() -> None:
+    have = supply([], 0, [float(n) for n in range(100)], NOW)
+    assert have.cold_starts_s == tuple(float(n) for n in range(36, 100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({"conditions": READY, "created_at": NOW - 160}, 60.0),
+        ({"conditions": NOT_READY}, None),
+        # Ready again after a crash: that is no start from nothing.
+        ({"conditions": READY, "container": a_container(restarts=1)}, None),
+        ({"conditions": READY, "container": None}, None),
+    ],
+)
+def test_a_cold_start_is_from_creation_to_ready(changes: dict[str, Any], seconds: float | None) -> None:
+    assert cold_start_s(replica(**changes)) == seconds
+
+
+def test_numbers_for_people() -> None:
+    spec = a_resource(
+        pricing={
+            "currency": "CNY",
+            "inputPerMillionTokens": "1",
+            "outputPerMillionTokens": "2",
+            "gpuHourCost": "14",
+        }
+    ).spec
+    figures = Figures(input_tok_s=50_000.0, output_tok_s=25_000.0)
+    terms = Terms(capacity_input_tok_s=100_000.0, capacity_output_tok_s=50_000.0)
+    found = numbers(
+        spec,
+        figures,
+        terms,
+        [replica(0, conditions=READY), replica(1, conditions=NOT_READY)],
+        [30.0, 50.0, 90.0],
+    )
+    assert found["throughput"] == {
+        "inputTokensPerSecond": 50_000,
+        "outputTokensPerSecond": 25_000,
+        # One of the two is ready.
+        "capacityInputTokensPerSecond": 100_000,
+        "capacityOutputTokensPerSecond": 50_000,
+        "utilizationPercent": 50,
+    }
+    # 0.05 + 0.05 yuan a second, 3600 times; both replicas hold their eight GPUs.
+    assert found["economics"]["revenuePerHour"] == "360.00"
+    assert found["economics"]["marginPercent"] == "37.78"
+    assert found["coldStart"] == {"p50": "50s", "p90": "90s"}
+
+
+def test_what_is_not_known_is_absent() -> None:
+    found = numbers(a_resource().spec, Figures(), Terms(), [], [])
+    assert found == {"throughput": {"inputTokensPerSecond": 0, "outputTokensPerSecond": 0}}
