@@ -41,7 +41,7 @@ MAX_OUTBOUND_CONTROL_FRAMES = 100_000
 # Finds half-open connections; replicas and clients must allow pings this often (gRPC's default is 5 minutes).
 KEEPALIVE = {"interval": "30s", "timeout": "10s", "connection_idle_interval": "30s"}
 # The log is where a request's end and usage come from: its lag delays drains and loads the estimate.
-ACCESS_LOG_FLUSH = "0.1s"
+ACCESS_LOG_FLUSH = "0.05s"
 ASKED_FLEET = "moefleet-asked-fleet"  # carries FLEET over the removal of its prefix; never leaves Envoy
 
 TOO_LARGE = (

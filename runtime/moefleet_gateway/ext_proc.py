@@ -26,7 +26,7 @@ log = structlog.get_logger()
 STREAM_GRACE_S = 5.0
 # A client ends its call itself, with a clear status, when its deadline comes. Envoy and the replica count from later
 # on and could only reset the stream; they end it this much after, for a client that is gone without a word.
-DEADLINE_MARGIN_S = 1.0
+DEADLINE_MARGIN_S = 5.0
 _GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse())
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}

@@ -136,9 +136,8 @@ async def test_the_deadline_reaches_the_replica_and_ends_the_stream(rig: Rig) ->
         await rig.generate(rig.stub(), timeout=2)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert replica.seen[0].remaining_s is not None
-    assert (
-        replica.seen[0].remaining_s <= 3
-    )  # the client's deadline, and a second for the client to end it itself
+    # The client's deadline, and 5 s in which the client ends it itself.
+    assert replica.seen[0].remaining_s <= 7
     await until(lambda: replica.active == 0)
 
 

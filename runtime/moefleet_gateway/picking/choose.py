@@ -17,7 +17,7 @@ DECODE_WEIGHT = 2.0
 # replica with room takes them, also one that starts meanwhile.
 QUEUE_AHEAD = 32
 # Sent since the newest LoadSample and not seen to end: what may be on its way before the replica's own queue can
-# show it. 256 is 0.1 s of one picker at 2,500 picks/s, the lag of the access log.
+# show it. 256 is 0.1 s of one picker at 2,500 picks/s, twice the lag of the access log.
 BURST = 256
 
 
