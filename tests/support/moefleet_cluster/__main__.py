@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--fake-nodes", type=int, default=0, help="kwok nodes of 8 GPUs besides (default 0)")
         one.add_argument("--kwok", action="store_true", help="run kwok, so that fake nodes can be added")
         one.add_argument("--audit", action="store_true", help="log every API write")
+        one.add_argument(
+            "--quick-node-failure",
+            action="store_true",
+            help="fail a node after 10 s of silence (busy machines make it flap)",
+        )
         one.add_argument("--no-images", action="store_true", help="only the pause image")
         one.add_argument(
             "--gpu-site",
@@ -167,6 +172,7 @@ def _spec(chosen: argparse.Namespace, state: Path) -> ClusterSpec:
         kwok=chosen.kwok,
         fake_nodes=chosen.fake_nodes,
         audit=chosen.audit,
+        quick_node_failure=chosen.quick_node_failure,
     )
 
 

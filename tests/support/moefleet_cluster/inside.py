@@ -50,8 +50,8 @@ class Cluster:
             address=GATEWAY,
             kwok=self.spec.kwok or self.spec.fake_nodes > 0,
             audit=self.spec.audit,
-            # A kubelet renews its Lease every 10 s, and later on two busy cores: a grace of 10 s makes the node flap.
-            quick_node_failure=False,
+            # Never by default: on two busy cores a kubelet may be silent for 10 s, and then the node flaps.
+            quick_node_failure=self.spec.quick_node_failure,
             nodes=self.spec.node_names,
         )
 

@@ -106,7 +106,12 @@ class Node:
         cgroup = self.spec.cgroup(self.name)
         cgroups.make(cgroup)
         document = node_documents.kubelet_configuration(
-            self.paths, self.address, cgroup, cgroup_v1=cgroup_v1, dns=True
+            self.paths,
+            self.address,
+            cgroup,
+            cgroup_v1=cgroup_v1,
+            dns=True,
+            quick_node_failure=self.spec.quick_node_failure,
         )
         config = self.paths.folder / "kubelet.json"
         config.write_text(json.dumps(document, indent=1))

@@ -16,7 +16,7 @@ class ClusterSpec:
 
     `name` marks this cluster's cgroups; it holds the pid of the outermost process, so that leftovers of a dead one are known.
     `gpu_site` is the folder with torch that containers with GPUs get; empty: none. `seed` is a store (seed.py) that
-    nodes start from before they import the archives.
+    nodes start from before they import the archives. `quick_node_failure` is for tests that stop a kubelet: 10 s of silence fail a node.
     """
 
     name: str
@@ -30,6 +30,7 @@ class ClusterSpec:
     kwok: bool = False
     fake_nodes: int = 0
     audit: bool = False
+    quick_node_failure: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= MAX_NODES:
