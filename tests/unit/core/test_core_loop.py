@@ -1,0 +1,599 @@
+"""The loop around the planner: who may act, what holds a fleet's key, what becomes of refusals. Every answer is given by hand."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+from moefleet_operator import names
+from moefleet_operator.core.core import Core
+from moefleet_operator.core.effects import (
+    Apply,
+    CreatePod,
+    DeletePod,
+    DrainReplica,
+    Effect,
+    EmitEvent,
+    Exit,
+    PatchPod,
+    PatchPodConditions,
+    ReadLease,
+    WakeAt,
+    WriteLease,
+)
+from moefleet_operator.core.events import (
+    KINDS,
+    AlreadyExists,
+    DecisionMade,
+    EffectDone,
+    EndpointView,
+    Event,
+    Forbidden,
+    GatewayView,
+    Invalid,
+    Key,
+    NotFound,
+    ObjectChanged,
+    Ok,
+    Outcome,
+    ReplicaLoad,
+    Stop,
+    Synced,
+    TelemetryUpdate,
+    Tick,
+    Transient,
+)
+from moefleet_operator.core.leadership import SETTLE_S
+from moefleet_operator.core.settings import CoreSettings
+
+WALL = 1_800_000_000.0
+FLEET = Key("models", "chat")
+E = TypeVar("E", bound=Effect)
+
+
+class Middle:
+    def uniform(self, a: float, b: float, /) -> float:
+        return (a + b) / 2
+
+
+class Desk:
+    """Feeds the core and keeps what it asked for; the Lease is granted, everything else waits for the test."""
+
+    def __init__(self, **settings: Any) -> None:
+        facts: dict[str, Any] = {"identity": "op-1", "namespace": "system", "control_key": bytes(32)}
+        self.core = Core(CoreSettings(**{**facts, **settings}), Middle())
+        self.now = 0.0
+        self.open: list[Effect] = []
+        self.version = 1000
+        self.lease: dict[str, Any] | None = None
+        self.grants = True
+        # Pods that `carry_out` creates run and are ready at once.
+        self.pods_serve = False
+        self.fleet: dict[str, Any] = fleet()
+        # Conditions of the last status that was asked for: type -> (status, reason, message).
+        self.conditions: dict[str, tuple[str, str, str]] = {}
+
+    def feed(self, event: Event) -> None:
+        new = list(self.core.on(event, self.now, WALL + self.now))
+        while new:
+            effect = new.pop(0)
+            if isinstance(effect, ReadLease | WriteLease) and self.grants:
+                new += self.core.on(EffectDone(effect.id, self._lease(effect)), self.now, WALL + self.now)
+            elif not isinstance(effect, WakeAt):
+                self.open.append(effect)
+                if isinstance(effect, Apply) and effect.subresource:
+                    found = effect.body["status"]["conditions"]
+                    self.conditions = {c["type"]: (c["status"], c["reason"], c["message"]) for c in found}
+
+    def lead(self) -> None:
+        for kind in KINDS:
+            self.feed(Synced(kind))
+        self.feed(Tick())
+        self.tick(SETTLE_S)
+
+    def tick(self, seconds: float) -> None:
+        """Time goes by in steps in which the Lease is renewed."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1.0)
+            self.feed(Tick())
+
+    def take(self, kind: type[E]) -> E:
+        found = self.all(kind)
+        assert len(found) == 1, f"wanted one {kind.__name__}, found {len(found)} among {self.open}"
+        self.open.remove(found[0])
+        return found[0]
+
+    def all(self, kind: type[E]) -> list[E]:
+        return [e for e in self.open if isinstance(e, kind)]
+
+    def answer(self, effect: Effect, outcome: Outcome) -> None:
+        if effect in self.open:
+            self.open.remove(effect)
+        self.feed(EffectDone(effect.id, outcome))
+
+    def carry_out(self, most: int = 10_000) -> None:
+        """Everything that is open succeeds, and what follows from it, too (or only so many of them)."""
+        while self.open and most:
+            most -= 1
+            effect = self.open.pop(0)
+            body = getattr(effect, "body", None)
+            match effect:
+                case CreatePod() if self.pods_serve:
+                    self.answer(effect, Ok(serving(self, effect)))
+                case CreatePod():
+                    self.answer(effect, Ok(self.stamped(body, uid=f"uid-{effect.object.name}")))
+                case Apply(subresource="status"):
+                    self.answer(
+                        effect,
+                        Ok(self.stamped({**self.fleet, "status": effect.body["status"]}, uid="fleet-uid")),
+                    )
+                case Apply():
+                    self.answer(effect, Ok(self.stamped(body, uid=f"uid-{effect.body['kind']}")))
+                case _:
+                    self.answer(effect, Ok(None))
+
+    def settle(self, seconds: float) -> None:
+        """Time goes by, and everything that is asked for succeeds."""
+        for _ in range(int(seconds)):
+            self.carry_out()
+            self.tick(1.0)
+
+    def stamped(self, body: Any, **meta: Any) -> dict[str, Any]:
+        self.version += 1
+        return {**body, "metadata": {**body["metadata"], **meta, "resourceVersion": str(self.version)}}
+
+    def _lease(self, effect: ReadLease | WriteLease) -> Outcome:
+        if isinstance(effect, ReadLease):
+            return NotFound() if self.lease is None else Ok(self.lease)
+        self.lease = self.stamped(effect.body)
+        return Ok(self.lease)
+
+
+def fleet(**meta: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "namespace": "models",
+            "name": "chat",
+            "uid": "fleet-uid",
+            "generation": 1,
+            "resourceVersion": "5",
+            "creationTimestamp": "2026-11-24T10:00:00Z",
+            **meta,
+        },
+        "spec": {
+            "model": {"name": "tiny", "source": "file:///m"},
+            "engine": {"type": "Simulated", "image": "r"},
+            "scaling": {"minReplicas": 1, "maxReplicas": 4},
+        },
+    }
+
+
+def with_fleet(**settings: Any) -> Desk:
+    desk = Desk(**settings)
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    desk.lead()
+    return desk
+
+
+def serving(desk: Desk, pod: CreatePod, conditions: dict[str, str] | None = None) -> dict[str, Any]:
+    """The pod as its kubelet would report it, running and ready."""
+    states = {
+        "PodScheduled": "True",
+        "ContainersReady": "True",
+        "Ready": "True",
+        names.GATE_REGISTERED: "True",
+    }
+    states.update(conditions or {})
+    status = {
+        "phase": "Running",
+        "podIP": "10.0.0.1",
+        "conditions": [
+            {"type": t, "status": s, "reason": "Test", "lastTransitionTime": "2027-01-15T08:00:00Z"}
+            for t, s in states.items()
+        ],
+        "containerStatuses": [{"name": "runtime", "ready": True, "started": True, "state": {"running": {}}}],
+    }
+    body = desk.stamped(pod.body, uid=f"uid-{pod.object.name}")
+    return {**body, "spec": {**body["spec"], "nodeName": "n"}, "status": status}
+
+
+# --- who may act ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_planned_before_every_kind_is_known() -> None:
+    desk = Desk()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for kind in KINDS[:-1]:
+        desk.feed(Synced(kind))
+    desk.tick(60.0)
+    assert desk.open == []
+    desk.feed(Synced(KINDS[-1]))
+    assert desk.all(CreatePod)
+
+
+def test_a_kind_that_cannot_be_watched_counts_as_known() -> None:
+    desk = Desk()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for kind in KINDS:
+        desk.feed(Synced(kind, available=kind != "Node", message="no right to list nodes"))
+    desk.tick(5.0)
+    assert desk.all(CreatePod)
+
+
+def test_one_that_does_not_lead_does_nothing() -> None:
+    desk = Desk()
+    desk.lease = desk.stamped(
+        {
+            "metadata": {"name": "moefleet-operator"},
+            "spec": {"holderIdentity": "op-0", "leaseDurationSeconds": 15},
+        }
+    )
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for kind in KINDS:
+        desk.feed(Synced(kind))
+    desk.tick(14.0)
+    assert desk.open == []
+    assert not desk.core.leading(desk.now)
+
+
+def test_the_right_to_act_ends_with_the_lease() -> None:
+    desk = with_fleet()
+    desk.carry_out()
+    (until,) = {e.not_after for e in (*desk.all(Effect),)} or {desk.now + 10.0}
+    desk.grants = False
+    desk.tick(until - desk.now + 2.0)
+    desk.open.clear()
+    desk.feed(DecisionMade(FLEET, 3, "WorkArrives", "3 are needed"))
+    assert desk.all(CreatePod) == []
+    assert not desk.core.leading(desk.now)
+
+
+def test_a_leader_that_leads_again_waits_for_scaling_to_speak_again() -> None:
+    desk = with_fleet()
+    desk.feed(DecisionMade(FLEET, 4, "WorkArrives", "4 are needed"))
+    desk.carry_out()
+    assert desk.core.target(FLEET) == 4
+    desk.grants = False
+    desk.tick(15.0)
+    other = fleet(resourceVersion="9000")
+    desk.feed(
+        ObjectChanged("MoEFleet", FLEET, {**other, "status": {"desiredReplicas": 2, "observedGeneration": 1}})
+    )
+    desk.grants = True
+    for effect in desk.all(ReadLease) + desk.all(WriteLease):
+        desk.answer(effect, Transient("cut off"))
+    desk.open.clear()
+    desk.tick(10.0)
+    assert desk.core.leading(desk.now)
+    assert desk.core.target(FLEET) == 2, "what another leader has written, not what we were told long ago"
+
+
+# --- one pass ---------------------------------------------------------------------------------------------------
+
+
+def test_a_new_fleet_gets_pod_service_pdb_and_status() -> None:
+    desk = with_fleet()
+    assert desk.take(CreatePod).object.name.startswith("chat-")
+    kinds = {(e.body["kind"], e.subresource, e.create) for e in desk.all(Apply)}
+    assert kinds == {("Service", "", True), ("PodDisruptionBudget", "", True), ("MoEFleet", "status", False)}
+
+
+def test_when_all_is_done_nothing_more_is_asked_for() -> None:
+    desk = with_fleet()
+    desk.settle(5)
+    desk.tick(120.0)
+    assert [e for e in desk.open if not isinstance(e, EmitEvent)] == []
+
+
+def test_while_effects_are_under_way_no_second_plan_is_made() -> None:
+    desk = with_fleet()
+    created = desk.take(CreatePod)
+    desk.open.clear()
+    desk.feed(DecisionMade(FLEET, 4, "WorkArrives", "4 are needed"))
+    desk.tick(5.0)
+    assert desk.open == [], "the first answer is not in yet"
+    desk.answer(created, Ok(desk.stamped(created.body, uid="p0")))
+    assert desk.open == [], "nor are those of Service, PDB and status"
+
+
+def test_the_result_of_a_create_counts_before_any_watch_event() -> None:
+    desk = with_fleet()
+    desk.carry_out()
+    desk.tick(200.0)
+    assert desk.all(CreatePod) == []
+    assert [r.phase for r in desk.core.replicas(FLEET)] == ["Pending"]
+
+
+def test_a_create_whose_answer_was_lost_is_done_once() -> None:
+    desk = with_fleet()
+    created = desk.take(CreatePod)
+    desk.carry_out()
+    desk.answer(created, Transient("connection reset"))
+    desk.carry_out()
+    desk.tick(1.0)
+    again = desk.take(CreatePod)
+    assert again.object == created.object, "the same name: creating twice is creating once"
+    desk.answer(again, AlreadyExists(desk.stamped(created.body, uid="made-by-the-first")))
+    desk.carry_out()
+    desk.tick(120.0)
+    assert desk.all(CreatePod) == []
+    assert [r.uid for r in desk.core.replicas(FLEET)] == ["made-by-the-first"]
+
+
+def test_a_name_that_is_someone_elses_is_left_to_him() -> None:
+    desk = with_fleet()
+    created = desk.take(CreatePod)
+    desk.carry_out()
+    foreign = {"metadata": {"namespace": "models", "name": created.object.name}, "spec": {}, "status": {}}
+    desk.answer(created, AlreadyExists(desk.stamped(foreign, uid="foreign")))
+    desk.tick(1.0)
+    assert desk.take(CreatePod).object.name.endswith("-1")
+
+
+def test_refused_pods_become_a_condition_and_are_tried_again_ever_more_rarely() -> None:
+    desk = with_fleet()
+    refusal = Invalid('pods "chat" is forbidden: violates PodSecurity "restricted:latest"')
+    tries = 0
+    for _ in range(180):
+        for create in desk.all(CreatePod):
+            tries += 1
+            desk.answer(create, refusal)
+        desk.carry_out()
+        desk.tick(1.0)
+    assert desk.conditions["Ready"][:2] == ("False", "PodRefused")
+    assert "violates PodSecurity" in desk.conditions["Ready"][2]
+    assert desk.conditions["Stalled"][0] == "True"
+    assert 3 <= tries <= 14, "0.1 s doubling to 60 s"
+
+
+def test_a_quota_and_a_missing_right_have_their_own_reasons() -> None:
+    for message, reason in (
+        ('pods "x" is forbidden: exceeded quota: gpus', "QuotaExceeded"),
+        ('pods is forbidden: User "op" cannot create resource "pods"', "PermissionMissing"),
+    ):
+        desk = with_fleet()
+        for _ in range(4):
+            for create in desk.all(CreatePod):
+                desk.answer(create, Forbidden(message))
+            desk.carry_out()
+            desk.tick(1.0)
+        assert desk.conditions["Ready"][1] == reason
+
+
+def test_a_service_that_is_not_ours_is_not_taken_over() -> None:
+    desk = with_fleet()
+    service = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
+    assert service.create
+    foreign = {"metadata": {"namespace": "models", "name": "chat"}, "spec": {}}
+    desk.answer(service, AlreadyExists(desk.stamped(foreign, uid="foreign")))
+    desk.carry_out()
+    for _ in range(5):
+        desk.tick(1.0)
+        for apply in desk.all(Apply):
+            if apply.create:
+                desk.answer(apply, AlreadyExists(desk.stamped(foreign, uid="foreign")))
+        desk.carry_out()
+    assert desk.conditions["Stalled"][1] == "NameInUse"
+    assert "models/chat" in desk.conditions["Stalled"][2]
+
+
+def test_a_service_edited_by_hand_is_put_right() -> None:
+    desk = with_fleet()
+    service = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
+    desk.carry_out()
+    edited = desk.stamped(
+        {**service.body, "spec": {**service.body["spec"], "selector": {"app": "other"}}}, uid="uid-Service"
+    )
+    desk.feed(ObjectChanged("Service", FLEET, edited))
+    desk.tick(1.0)
+    again = desk.take(Apply)
+    assert (again.body["kind"], again.create) == ("Service", False)
+    assert "spec.selector" in again.message
+
+
+def test_a_fleet_that_cannot_be_read_gets_a_condition_and_no_pod() -> None:
+    desk = Desk()
+    broken = fleet()
+    broken["spec"]["scaling"]["maxReplicas"] = "many"
+    desk.feed(ObjectChanged("MoEFleet", FLEET, broken))
+    desk.lead()
+    status = desk.take(Apply).body["status"]
+    assert {c["type"]: c["reason"] for c in status["conditions"]}["Ready"] == "SpecInvalid"
+    assert desk.all(CreatePod) == []
+
+
+def test_one_fleet_that_cannot_be_planned_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moefleet_operator.core import core as module
+
+    good = module.plan
+
+    def explode(observed: Any, now: float) -> Any:
+        if observed.fleet.name == "bad":
+            raise ZeroDivisionError("a bug")
+        return good(observed, now)
+
+    monkeypatch.setattr(module, "plan", explode)
+    desk = Desk()
+    bad = fleet(name="bad", uid="bad-uid")
+    bad["spec"]["model"] = {"name": "another", "source": "file:///m"}
+    desk.feed(ObjectChanged("MoEFleet", Key("models", "bad"), bad))
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    desk.lead()
+    assert desk.core.errors == {Key("models", "bad"): "ZeroDivisionError: a bug"}
+    assert [e.object.name[:4] for e in desk.all(CreatePod)] == ["chat"]
+    assert desk.all(EmitEvent)[0].reason == "InternalError"
+
+
+def test_deletion_creates_nothing_and_forgets_everything() -> None:
+    desk = with_fleet()
+    desk.carry_out()
+    desk.feed(
+        ObjectChanged(
+            "MoEFleet", FLEET, {**fleet(deletionTimestamp="2026-11-24T11:00:00Z", resourceVersion="9000")}
+        )
+    )
+    for pod in desk.core.replicas(FLEET):
+        desk.feed(ObjectChanged("Pod", Key("models", pod.name), None))
+    desk.tick(70.0)
+    assert desk.open == []
+    desk.feed(ObjectChanged("MoEFleet", FLEET, None))
+    assert desk.core.fleets() == {}
+    assert desk.core.target(FLEET) is None
+
+
+def test_twenty_creates_are_one_event() -> None:
+    desk = Desk()
+    big = fleet()
+    big["spec"]["scaling"] = {"minReplicas": 20, "maxReplicas": 20}
+    desk.fleet = big
+    desk.feed(ObjectChanged("MoEFleet", FLEET, big))
+    desk.lead()
+    desk.pods_serve = True
+    events: list[EmitEvent] = []
+    for _ in range(200):
+        events += [e for e in desk.all(EmitEvent) if e not in events]
+        desk.carry_out(1)
+    assert len(desk.core.replicas(FLEET)) == 20
+    assert sum(1 for e in events if e.action == "Create") <= 6, "unknown room doubles: 1, 1, 2, 4, 8, 4"
+
+
+# --- replicas and gateways ------------------------------------------------------------------------------------------
+
+
+def ready_fleet(count: int) -> tuple[Desk, list[str]]:
+    """A fleet with this many ready replicas; their uids."""
+    desk = with_fleet()
+    desk.pods_serve = True
+    desk.feed(DecisionMade(FLEET, count, "Steady", "as the test has it"))
+    desk.carry_out()
+    uids = [r.uid for r in desk.core.replicas(FLEET)]
+    desk.feed(TelemetryUpdate({uid: ReplicaLoad("SERVING", active=i) for i, uid in enumerate(uids)}))
+    desk.carry_out()
+    assert sum(r.ready for r in desk.core.replicas(FLEET)) == count
+    return desk, uids
+
+
+def patched(desk: Desk, effect: PatchPodConditions | PatchPod) -> Outcome:
+    """The pod as the API server would return it."""
+    replica = next(r for r in desk.core.replicas(FLEET) if r.name == effect.object.name)
+    conditions = {t: c.status for t, c in replica.pod.conditions.items()}
+    reason = "Test"
+    if isinstance(effect, PatchPodConditions):
+        conditions |= {c.type: c.status for c in effect.conditions}
+        reason = effect.conditions[0].reason
+    labels = names.replica_labels(
+        "chat", replica.pod.revision, replica.pod.slot, active=not isinstance(effect, PatchPod)
+    )
+    body = {
+        "metadata": {
+            "namespace": "models",
+            "name": replica.name,
+            "labels": labels,
+            "ownerReferences": [{"uid": "fleet-uid", "controller": True}],
+        },
+        "spec": {"nodeName": "n", "containers": []},
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "conditions": [
+                {"type": t, "status": s, "reason": reason, "lastTransitionTime": "2027-01-15T08:00:05Z"}
+                for t, s in conditions.items()
+            ],
+            "containerStatuses": [
+                {"name": "runtime", "ready": True, "started": True, "state": {"running": {}}}
+            ],
+        },
+    }
+    return Ok(desk.stamped(body, uid=replica.uid))
+
+
+def begin_drain(desk: Desk) -> DrainReplica:
+    desk.feed(DecisionMade(FLEET, 1, "WorkFell", "1 is enough"))
+    condition = desk.take(PatchPodConditions)
+    desk.carry_out()
+    desk.answer(condition, patched(desk, condition))
+    label = desk.take(PatchPod)
+    desk.carry_out()
+    desk.answer(label, patched(desk, label))
+    return desk.take(DrainReplica)
+
+
+def test_the_least_loaded_replica_drains_condition_first_then_label_then_call() -> None:
+    desk, uids = ready_fleet(2)
+    call = begin_drain(desk)
+    assert call.uid == uids[0], "the other one has a stream"
+    assert call.address == "10.0.0.1:8501"
+    assert call.token is not None
+    assert len(call.token) == 64
+
+
+def test_a_replica_that_hangs_does_not_hold_up_its_fleet() -> None:
+    desk, _ = ready_fleet(2)
+    begin_drain(desk)
+    desk.carry_out()
+    desk.feed(DecisionMade(FLEET, 3, "WorkArrives", "3 are needed"))
+    desk.tick(1.0)
+    assert desk.all(CreatePod), "the call is still under way, and the fleet grows"
+
+
+def test_drained_and_withdrawn_means_deleted_with_its_uid() -> None:
+    desk, uids = ready_fleet(2)
+    call = begin_drain(desk)
+    desk.answer(call, Ok({"state": "DRAINED", "active": 0}))
+    deletes = desk.all(DeletePod)
+    assert [(d.uid, d.grace_s) for d in deletes] == [(uids[0], None)]
+
+
+def test_the_gate_opens_when_the_gateway_says_so() -> None:
+    desk = with_fleet()
+    gateway = {
+        "metadata": {"namespace": "system", "name": "gw", "uid": "gw-uid", "resourceVersion": "7"},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    desk.feed(ObjectChanged("GatewayPod", Key("system", "gw"), gateway))
+    create = desk.take(CreatePod)
+    desk.answer(create, Ok(serving(desk, create, {"Ready": "False", names.GATE_REGISTERED: "False"})))
+    desk.carry_out()
+    assert desk.all(PatchPodConditions) == []
+    uid = desk.core.replicas(FLEET)[0].uid
+    desk.feed(TelemetryUpdate(gateways={"gw-uid": GatewayView("1", 1, {uid: EndpointView(True)})}))
+    patch = desk.take(PatchPodConditions)
+    assert [(c.type, c.status) for c in patch.conditions] == [(names.GATE_REGISTERED, "True")]
+    assert patch.body()["metadata"] == {"uid": uid}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_stop_gives_the_lease_back_and_exits() -> None:
+    desk = with_fleet()
+    desk.carry_out()
+    desk.feed(Stop())
+    assert desk.take(Exit).code == 0
+    assert desk.lease is not None
+    assert desk.lease["spec"]["holderIdentity"] == ""
+    desk.feed(DecisionMade(FLEET, 3, "WorkArrives", "3"))
+    assert desk.open == []
+
+
+def test_the_lease_is_given_back_only_when_nothing_is_under_way() -> None:
+    desk = with_fleet()
+    create = desk.all(CreatePod)[0]
+    desk.feed(Stop())
+    assert desk.all(Exit) == []
+    assert desk.lease is not None
+    assert desk.lease["spec"]["holderIdentity"] == "op-1"
+    desk.answer(create, Ok(desk.stamped(create.body, uid="p")))
+    desk.carry_out()
+    desk.tick(1.0)
+    assert desk.lease["spec"]["holderIdentity"] == ""
+
+
+def test_effects_that_never_end_leave_the_lease_to_expire() -> None:
+    desk = with_fleet()
+    desk.feed(Stop())
+    desk.tick(6.0)
+    assert desk.all(Exit)
+    assert desk.lease is not None
+    assert desk.lease["spec"]["holderIdentity"] == "op-1"
