@@ -45,7 +45,7 @@ class StubReplica:
     name: str
     token: str | None
     ip: str = field(default_factory=_new_ip)
-    state: int = rep.REPLICA_STATE_SERVING
+    state: rep.ReplicaState = rep.REPLICA_STATE_SERVING
     active: int = 0
     drains: list[str] = field(default_factory=list)
     resumes: int = 0
@@ -75,7 +75,7 @@ class _ReplicaService(rep_rpc.ReplicaServiceServicer):
                     incarnation=replica.uid,
                     seq=seq,
                     state=replica.state,
-                    active=replica.active,  # type: ignore[arg-type]
+                    active=replica.active,
                 )
             )
             try:
@@ -91,14 +91,14 @@ class _ReplicaService(rep_rpc.ReplicaServiceServicer):
         if self.replica.state == rep.REPLICA_STATE_SERVING:
             self.replica.state = rep.REPLICA_STATE_DRAINING
         self.replica.tell()
-        return rep.DrainResponse(state=self.replica.state, active=self.replica.active)  # type: ignore[arg-type]
+        return rep.DrainResponse(state=self.replica.state, active=self.replica.active)
 
     async def Resume(self, request: Any, context: Any) -> rep.ResumeResponse:
         await self._check(context)
         self.replica.resumes += 1
         self.replica.state = rep.REPLICA_STATE_SERVING
         self.replica.tell()
-        return rep.ResumeResponse(state=self.replica.state)  # type: ignore[arg-type]
+        return rep.ResumeResponse(state=self.replica.state)
 
     async def _check(self, context: Any) -> None:
         sent = dict(context.invocation_metadata()).get("authorization")
@@ -252,7 +252,7 @@ class StubWorld:
             token = hmac.new(self._key, f"replica:{owner}".encode(), hashlib.sha256).hexdigest()
         replica = StubReplica(uid, name, token)
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        rep_rpc.add_ReplicaServiceServicer_to_server(_ReplicaService(replica), server)
+        rep_rpc.add_ReplicaServiceServicer_to_server(_ReplicaService(replica), server)  # type: ignore[no-untyped-call]
         server.add_insecure_port(f"{replica.ip}:{CONTROL_PORT}")
         await server.start()
         replica.server = server
@@ -268,7 +268,7 @@ class StubWorld:
 
     async def _serve_gateway(self, ip: str) -> None:
         self._gateway = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        gw_rpc.add_GatewayServiceServicer_to_server(_GatewayService(self), self._gateway)
+        gw_rpc.add_GatewayServiceServicer_to_server(_GatewayService(self), self._gateway)  # type: ignore[no-untyped-call]
         self._gateway.add_insecure_port(f"{ip}:{GATEWAY_PORT}")
         await self._gateway.start()
 
