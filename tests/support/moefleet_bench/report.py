@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ class Bench:
     """A measurement and the names of the rows it makes."""
 
     names: tuple[str, ...]
-    run: Callable[[Console], Awaitable[list[Row]]]
+    run: Callable[[Console], Coroutine[Any, Any, list[Row]]]
 
 
 def ratio_of_pairs(ours: list[float], other: list[float]) -> float:

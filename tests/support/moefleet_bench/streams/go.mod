@@ -1,0 +1,3 @@
+module moefleet.io/bench/streams
+
+go 1.24
