@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
@@ -39,9 +41,9 @@ def release() -> Iterator[Release]:
 @pytest.fixture
 def kube(request: pytest.FixtureRequest, release: Release) -> Iterator[Kube]:
     """A fresh namespace that enforces the restricted Pod Security Standard, as careful users have it."""
-    name = "e2e-" + request.node.name.replace("_", "-").replace("[", "-").replace("]", "").lower()[
-        5:45
-    ].strip("-")
+    # At most 63 characters, and different for each parameter of a test.
+    plain = re.sub("[^a-z0-9]+", "-", request.node.name.lower().removeprefix("test_")).strip("-")
+    name = f"e2e-{plain[:40].strip('-')}-{zlib.crc32(plain.encode()):08x}"
     run("kubectl", "create", "namespace", name)
     run("kubectl", "label", "namespace", name, *(f"{k}={v}" for k, v in RESTRICTED.items()))
     here = Kube(name)
