@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -33,7 +34,9 @@ class Heard:
         async with asyncio.timeout(LIMIT_S):
             while not what(self.events):
                 self._news.clear()
-                await self._news.wait()
+                # What is asked may also be about the server, which says nothing.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), 0.05)
 
     def of(self, name: str, kind: str = "MoEFleet") -> list[ObjectChanged]:
         return [event for event in self.events if event.key.name == name and event.kind == kind]
