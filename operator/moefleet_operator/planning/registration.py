@@ -19,6 +19,10 @@ def registration(observed: Observed, replica: Replica, now: float) -> Leg:
     since = pod.since("ContainersReady")
     if names.GATE_REGISTERED not in pod.gates or pod.is_true(names.GATE_REGISTERED) or since is None:
         return Leg()
+    drained = pod.conditions.get(names.CONDITION_DRAINING)
+    if drained is not None:
+        # Taken back into service: the gateways begin anew.
+        since = max(since, drained.at)
     if not observed.gateway_expected:
         return _set(replica, reasons.NO_GATEWAY, "this installation has no gateway to wait for")
     waited_for = [g for g in observed.gateways if g.ready]

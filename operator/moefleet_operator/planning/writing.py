@@ -22,7 +22,9 @@ def write_at(wanted: Json, live: Json, last_write: float, now: float) -> float |
         return None
     if retargets(wanted, live) or _ready(wanted) != _ready(live):
         return now
-    if _state(wanted) != _state(live) or any(wanted.get(key) != live.get(key) for key in ("replicas", "readyReplicas")):
+    if _state(wanted) != _state(live) or any(
+        wanted.get(key) != live.get(key) for key in ("replicas", "readyReplicas")
+    ):
         return max(now, last_write + CHANGES_EVERY_S)
     return max(now, last_write + NUMBERS_EVERY_S)
 

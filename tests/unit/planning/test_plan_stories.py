@@ -30,6 +30,7 @@ from moefleet_testing.builders import (
     a_rendered,
     draining,
     failed,
+    false,
     observed,
     pending,
     ready,
@@ -243,6 +244,17 @@ def test_a_replica_whose_time_is_over_gets_a_short_grace_and_an_idle_one_its_own
     assert isinstance(over, DeleteReplica)
     assert isinstance(idle, DeleteReplica)
     assert (over.grace_s, idle.grace_s) == (30, None)
+
+
+def test_a_replica_taken_back_into_service_waits_for_all_gateways_again() -> None:
+    conditions = {
+        "ContainersReady": ready(0).pod.conditions["Ready"],
+        "moefleet.io/Draining": false("Resumed", NOW - 2),
+    }
+    back = Replica(a_pod(0, conditions=conditions), ReplicaLoad("SERVING"))
+    gateways = (a_gateway(uid_1_0=(True, 0)), a_gateway("gateway-1"))
+    assert plan(observed(back, gateways=gateways), NOW).steps == ()
+    assert len(plan(observed(back, gateways=gateways), NOW + 9).steps) == 1, "one is enough after 10 s"
 
 
 def test_unschedulable_replicas_that_are_taken_back_are_not_made_again() -> None:

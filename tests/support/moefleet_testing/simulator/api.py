@@ -244,7 +244,7 @@ def _owner_uid(found: Mapping[str, Any]) -> str:
 
 
 def set_condition(
-    pod: Object, type_: str, status: str, wall: float, reason: str = "", message: str = ""
+    pod: Object, type_: str, status: str, wall: float, *, reason: str = "", message: str = ""
 ) -> None:
     """As the kubelet writes it: the transition time changes with the status only."""
     conditions = pod["status"].setdefault("conditions", [])

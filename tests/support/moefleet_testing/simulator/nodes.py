@@ -137,8 +137,8 @@ class Nodes:
                     "PodScheduled",
                     "False",
                     self.world.wall,
-                    "Unschedulable",
-                    "0/3 nodes: Insufficient nvidia.com/gpu",
+                    reason="Unschedulable",
+                    message="0/3 nodes: Insufficient nvidia.com/gpu",
                 ),
             )
             return

@@ -52,7 +52,7 @@ Decide = Callable[[], list[DecisionMade]]
 
 class OperatorProcess:
     def __init__(
-        self, world: World, api: Api, nodes: Nodes, gateways: list[Gateway], name: str, decide: Decide
+        self, world: World, api: Api, nodes: Nodes, *, gateways: list[Gateway], name: str, decide: Decide
     ) -> None:
         self.world, self.api, self.nodes, self.gateways = world, api, nodes, gateways
         self.name = name

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moefleet_operator import names
-from moefleet_operator.api import parse_duration_s
 from moefleet_operator.core.events import Key, Kind
+from moefleet_operator.planning.facts import unix_seconds
 
 from .api import Api, Object, is_true
 from .gateways import Gateway
@@ -144,6 +144,10 @@ class Rules:
 
     def _registered(self, key: Key, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
+        resumed_at = unix_seconds(_condition(pod, names.CONDITION_DRAINING).get("lastTransitionTime"))
+        if self.world.wall < resumed_at + 2 * STALE_S:
+            # Drained and taken back at once: a slow gateway may never have noticed, or notices the first half now.
+            return
         if not any(uid in g.endpoints and g.endpoints[uid].registered for g in self.gateways):
             # It may have been withdrawn a moment ago, but then the replica is going.
             replica = self.nodes.replicas.get(uid)
@@ -220,12 +224,17 @@ class Rules:
         if self.api.get("Service", Key(meta["namespace"], name)) is None:
             self.world.broken("a fleet has a Service", name)
 
+    def nameless(self, fleet: Object) -> None:
+        """A fleet whose model name an older one has."""
+        pods = self.api.pods_of(fleet["metadata"]["uid"])
+        ready = _condition(fleet, "Ready")
+        if pods or ready.get("reason") != "ModelNameTaken":
+            self.world.broken(
+                "the oldest fleet has the model name", f"{len(pods)} pods, {_conditions(fleet)}"
+            )
+
     def _fleet_of(self, uid: str) -> Object | None:
         return next((f for f in self.api.all("MoEFleet") if f["metadata"]["uid"] == uid), None)
-
-
-def stream_limit_s(fleet: Object) -> float:
-    return parse_duration_s(fleet["spec"]["limits"]["streamDuration"])
 
 
 def _live(pod: Object) -> bool:

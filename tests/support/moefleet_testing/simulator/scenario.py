@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class Scenario:
             )
         self.rules = Rules(world, self.api, self.nodes, self.gateways)
         self.fleets: list[FleetStory] = []
+        self.rival: Key | None = None
         self.requests = 0
         self.acts = 0
         # Seeds without disturbances must not lose a single request.
@@ -76,6 +78,8 @@ class Scenario:
         for _ in range(2):
             self._new_operator()
         world.after(world.between(20.0, 40.0), self._act)
+        if world.chance(0.3):
+            world.after(world.between(10.0, ACTIVE_S), self._claim_a_taken_name)
         world.run(ACTIVE_S)
         world.tell("quiet from here on")
         for operator in self.operators:
@@ -120,9 +124,10 @@ class Scenario:
             return
         self.acts += 1
         world, story = self.world, self.world.random.choice(self.fleets)
-        acts = [self._scale] * 4 + [self._change_spec] * 2
+        acts: list[Callable[[FleetStory], None]] = []
+        acts += [self._scale] * 4 + [self._change_spec] * 2
         if not self.calm:
-            acts += [self._lose_pod, self._crash_pod, self._evict_pod, self._forget_load]
+            acts += [self._lose_pod, self._crash_pod, self._evict_pod, self._forget_load, self._break_spec]
         acts += [
             lambda _s: self._kill_leader(),
             lambda _s: self._stop_leader(),
@@ -158,6 +163,44 @@ class Scenario:
             o["spec"]["engine"]["args"] = {"speed": speed}
 
         self.api.update("MoEFleet", story.key, write)
+
+    def _break_spec(self, story: FleetStory) -> None:
+        """Something that the world cannot serve; the cause goes after a while."""
+        fault = self.world.random.choice(("image missing", "pod forbidden", "argument unknown"))
+        story.disturbed = True
+        self.world.tell(f"{story.key}: spec breaks, {fault}")
+
+        def spoil(o: Object) -> None:
+            engine = o["spec"]["engine"]
+            engine["image"] = {"image missing": "missing:1", "pod forbidden": "forbidden:1"}.get(
+                fault, "runtime:1"
+            )
+            engine["args"] = {"sped": 2} if fault == "argument unknown" else {"speed": 7}
+
+        def fix(o: Object) -> None:
+            o["spec"]["engine"].update(image="runtime:1", args={"speed": 4})
+
+        def heal() -> None:
+            self.world.tell(f"{story.key}: spec is put right")
+            self.api.update("MoEFleet", story.key, fix)
+
+        self.api.update("MoEFleet", story.key, spoil)
+        self.world.after(
+            min(self.world.between(10.0, 50.0), ACTIVE_S - self.world.now),
+            heal,
+        )
+
+    def _claim_a_taken_name(self) -> None:
+        """A younger fleet wants the model name of the first one: it gets a condition and no replica."""
+        if not self.fleets or self.api.get("MoEFleet", self.fleets[0].key) is None:
+            return
+        key = Key(NAMESPACE, "rival")
+        body = fleet_body(key, "Automatic", 1, 2, "Auto")
+        body["spec"]["model"]["name"] = f"model-{self.fleets[0].key.name}"
+        made = self.api.create("MoEFleet", body)
+        assert made is not None
+        self.world.tell(f"{key} claims the model name of {self.fleets[0].key}")
+        self.rival = key
 
     def _lose_pod(self, story: FleetStory) -> None:
         pods = [p for p in self.api.pods_of(story.uid) if "deletionTimestamp" not in p["metadata"]]
@@ -218,7 +261,9 @@ class Scenario:
 
     def _new_operator(self) -> None:
         name = f"operator-{len(self.operators)}"
-        operator = OperatorProcess(self.world, self.api, self.nodes, self.gateways, name, self._decide)
+        operator = OperatorProcess(
+            self.world, self.api, self.nodes, gateways=self.gateways, name=name, decide=self._decide
+        )
         operator.fault_rate = self.fault_rate if self.world.now < ACTIVE_S else 0.0
         self.operators.append(operator)
 
@@ -267,6 +312,10 @@ class Scenario:
             fleet = self.api.get("MoEFleet", story.key)
             assert fleet is not None
             self.rules.settled(fleet, story.target)
+        if self.rival is not None:
+            rival = self.api.get("MoEFleet", self.rival)
+            assert rival is not None
+            self.rules.nameless(rival)
         for gateway in self.gateways:
             undisturbed = {s.uid for s in self.fleets if not s.disturbed}
             lost = [r for r in gateway.failed if r.fleet_uid in undisturbed]
@@ -280,6 +329,8 @@ class Scenario:
         for story in self.fleets:
             story.gone = True
             self.api.remove("MoEFleet", story.key)
+        if self.rival is not None:
+            self.api.remove("MoEFleet", self.rival)
 
     def _check_gone(self) -> None:
         left = [p["metadata"]["name"] for p in self.api.all("Pod")]
