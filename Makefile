@@ -63,7 +63,7 @@ check: setup ## Formatting, lint, types, import contracts, protos, generated fil
 	$(BIN)/python tests/generated.py --check
 
 unit: $(VENV)/.done ## Pure code: tables, properties, golden files
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit tests/simulation
 
 component: setup ## Real processes on loopback: Envoy with the picker, the runtime, the Torch engine
 	$(BIN)/pytest tests/component

@@ -164,7 +164,7 @@ async def test_a_fleet_that_the_world_cannot_serve_says_why_and_heals(kube: Kube
             engine={"type": "Torch", "args": None},
             model={"source": "file:///models/absent"},
         ),
-        simulated("giant", kube.namespace, replica={"gpus": 800}),
+        simulated("giant", kube.namespace, replica={"gpuResource": "nvidia.com/gpu-of-tomorrow"}),
         simulated("well", kube.namespace),
     )
     await ready(kube, "well", 1)

@@ -21,12 +21,19 @@ async def test_picks_avoid_the_slow_and_the_dead(kube: Kube, release: Release) -
     )
     slow, dead, well = kube.ready_replicas("lame")
 
-    # The dead one: its engine host is killed, the server answers for it and exits, the kubelet starts it again and so on.
+    # The dead one: its engine host is killed, the server answers for it and exits, the kubelet starts it again, and so on
+    # until it backs off. Nothing runs in it yet: what is shown here is that nothing is sent to it.
     # The slow one: its engine host is stopped for most of each second, as a replica with a throttled GPU would look.
     lame = [
         asyncio.create_task(in_pod(kube, slow["metadata"]["name"], LIMP)),
-        asyncio.create_task(in_pod(kube, dead["metadata"]["name"], DIE)),
+        asyncio.create_task(again_and_again(kube, dead["metadata"]["name"], DIE)),
     ]
+    await eventually(
+        "the gateway to see it die",
+        lambda: len(kube.ready_replicas("lame")) == 2,
+        60,
+        lambda: kube.explain("lame"),
+    )
     load = Load(release.gateway_address(), f"{kube.namespace}/lame")
     await load.run([Arrival(i / 4, 200, 40) for i in range(REQUESTS)])
     for task in lame:
@@ -61,6 +68,12 @@ while time.time() < end:
 """
 )
 DIE = OTHERS + "send(signal.SIGKILL)"
+
+
+async def again_and_again(kube: Kube, pod: str, script: str) -> None:
+    while True:
+        await in_pod(kube, pod, script)
+        await asyncio.sleep(1)
 
 
 async def in_pod(kube: Kube, pod: str, script: str) -> None:

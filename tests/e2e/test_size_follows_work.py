@@ -79,7 +79,7 @@ async def test_advisory_mode_says_what_it_would_do_and_does_nothing(kube: Kube, 
 
     def advised() -> bool:
         status = (kube.get("moefleet", "advice") or {}).get("status") or {}
-        return int(status.get("desiredReplicas") or 0) > 1
+        return int(((status.get("scaling") or {}).get("lastDecision") or {}).get("to") or 0) > 1
 
     await eventually("advice of more than one replica", advised, 90, lambda: kube.explain("advice"))
     assert len(kube.replicas("advice")) == 1
