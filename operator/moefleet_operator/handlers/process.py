@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol
 
@@ -138,11 +139,23 @@ class Operator:
 
     def _watch(self, scope: Scope, login: Any) -> WatchThread:
         home = asyncio.get_running_loop()
+        coming: deque[ObjectChanged] = deque()
 
         def emit(event: ObjectChanged) -> None:
-            # In kopf's thread. When our loop has closed, nobody wants events any more.
-            with contextlib.suppress(RuntimeError):
-                home.call_soon_threadsafe(self._deliver, event)
+            # In kopf's thread. Waking our loop is a system call, so events that come meanwhile go along.
+            coming.append(event)
+            if len(coming) == 1:
+                # When our loop has closed, nobody wants events any more.
+                with contextlib.suppress(RuntimeError):
+                    home.call_soon_threadsafe(deliver)
+
+        def deliver() -> None:
+            # What is appended while one is left is taken here; what is appended to an empty one wakes us again.
+            taken = []
+            while coming:
+                taken.append(coming.popleft())
+            for event in taken:
+                self._deliver(event)
 
         return WatchThread(scope.watches, login, emit)
 

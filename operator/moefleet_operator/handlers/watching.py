@@ -22,6 +22,7 @@ from moefleet_operator.kube.reads import slim
 from moefleet_operator.kube.resources import key_of
 
 from .scope import CLUSTER, Watch
+from .unstored import NoDiffBase, NoProgress
 
 # The server ends each watch after this long, so that a connection that died quietly is replaced.
 WATCH_SERVER_TIMEOUT_S: Final = 300
@@ -200,6 +201,8 @@ def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     settings.watching.chunk_size = WATCH_PAGE_OBJECTS
     # Never written, because no handler needs one; if that ever changed, it should carry our name.
     settings.persistence.finalizer = "moefleet.io/operator"
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.execution.max_workers = KOPF_WORKERS
     for watch in watches:
         if watch.label_selector:

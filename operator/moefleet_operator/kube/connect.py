@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
@@ -42,7 +44,18 @@ def pooled(configuration: Configuration, connections: int) -> Configuration:
     # The refresh hook writes the token into the configuration that it is called with.
     own.api_key = dict(configuration.api_key)
     own.connection_pool_maxsize = connections
+    # The proxy of the environment counts as before, but it is looked up here once: aiohttp would do it, and read ~/.netrc
+    # for a login that we never use, at each request.
+    own.proxy = own.proxy or _environment_proxy(own.host)
+    own.client_session_kwargs = {"trust_env": False}
     return own
+
+
+def _environment_proxy(host: str) -> str | None:
+    url = urlsplit(host)
+    if not url.hostname or proxy_bypass(url.netloc):
+        return None
+    return getproxies().get(url.scheme)
 
 
 async def credentials(configuration: Configuration) -> Credentials:
