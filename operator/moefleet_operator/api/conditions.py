@@ -56,6 +56,7 @@ IMAGE_PULL_FAILED: Final = "ImagePullFailed"
 CONTAINER_FAILED: Final = "ContainerFailed"
 CRASH_LOOP: Final = "CrashLoop"
 START_TIMED_OUT: Final = "StartTimedOut"
+ADDRESS_UNAVAILABLE: Final = "AddressUnavailable"
 POD_REFUSED: Final = "PodRefused"
 POD_EVICTED: Final = "PodEvicted"
 PERMISSION_MISSING: Final = "PermissionMissing"
@@ -70,10 +71,11 @@ MODEL_UNKNOWN: Final = "ModelUnknown"
 MODEL_SOURCE_MISSING: Final = "ModelSourceMissing"
 MODEL_UNREADABLE: Final = "ModelUnreadable"
 MODEL_UNSUPPORTED: Final = "ModelUnsupported"
-MODEL_TOO_LARGE: Final = "ModelTooLarge"
+OUT_OF_MEMORY: Final = "OutOfMemory"
 ENGINE_ARGUMENT_UNKNOWN: Final = "EngineArgumentUnknown"
 ENGINE_ARGUMENT_INVALID: Final = "EngineArgumentInvalid"
 ENGINE_UNAVAILABLE: Final = "EngineUnavailable"
+ENGINE_START_FAILED: Final = "EngineStartFailed"
 ENGINE_FAILED: Final = "EngineFailed"
 CONFIG_INVALID: Final = "ConfigInvalid"
 CANARY_FAILED: Final = "CanaryFailed"
@@ -114,6 +116,10 @@ NEW_REVISION_FAILS: Final = "NewRevisionFails"
 SCALE_DOWN: Final = "ScaleDown"
 ROLLOUT: Final = "Rollout"
 EVICTION: Final = "Eviction"
+RESUMED: Final = "Resumed"
+# of the readiness gate (pod condition moefleet.io/gateway-registered)
+REGISTERED: Final = "Registered"
+DRAINING: Final = "Draining"
 
 # Reason -> what it means, in one sentence, and what to do where there is something to do. Docs are made from this.
 REASONS: Final[dict[str, str]] = {
@@ -141,6 +147,7 @@ REASONS: Final[dict[str, str]] = {
     CONTAINER_FAILED: "The runtime container ended with an error; the message has its last words.",
     CRASH_LOOP: "The runtime container ends again and again; the message has its last words.",
     START_TIMED_OUT: "A replica did not serve within its start-up budget.",
+    ADDRESS_UNAVAILABLE: "The runtime cannot listen on one of its ports: something else in the pod has it.",
     POD_REFUSED: "The API server refused the pod (Pod Security, an admission policy or a field); the message has its words.",
     POD_EVICTED: "The pod was evicted or its node went away.",
     PERMISSION_MISSING: "The operator lacks a right that the message names; upgrade the chart or grant it.",
@@ -154,11 +161,12 @@ REASONS: Final[dict[str, str]] = {
     MODEL_SOURCE_MISSING: "There is nothing at model.source.",
     MODEL_UNREADABLE: "The checkpoint at model.source cannot be read; the message names the file.",
     MODEL_UNSUPPORTED: "The engine does not know this model's architecture.",
-    MODEL_TOO_LARGE: "The model with its cache does not fit the memory of one replica.",
+    OUT_OF_MEMORY: "The model with its cache does not fit the memory of one replica, or the container was killed at its limit.",
     ENGINE_ARGUMENT_UNKNOWN: "engine.args names an argument that this engine does not have; the message lists those it has.",
     ENGINE_ARGUMENT_INVALID: "An engine argument has a value that the engine refuses; the message names it.",
     ENGINE_UNAVAILABLE: "The image does not hold this engine, or the hardware that it needs is missing.",
-    ENGINE_FAILED: "The engine failed while it started or ran; the message has its words.",
+    ENGINE_START_FAILED: "The engine did not start; the message has its words. Another try may help.",
+    ENGINE_FAILED: "The engine died or hung while it ran; the message has its words.",
     CONFIG_INVALID: "The runtime refused its configuration: operator and runtime image do not fit together.",
     CANARY_FAILED: "The model loaded, but the trial prompt gave no tokens.",
     CAPACITY_SUFFICIENT: "The cluster has room for the replicas that are wanted.",
@@ -193,7 +201,10 @@ REASONS: Final[dict[str, str]] = {
     NEW_REVISION_FAILS: "Replicas of the new revision fail, so the old ones stay.",
     SCALE_DOWN: "The replica drains because fewer are wanted.",
     ROLLOUT: "The replica drains because a newer revision replaces it.",
-    EVICTION: "The replica drains because its pod was told to go or its node is being emptied.",
+    EVICTION: "The replica drains because its pod was told to go, its node is being emptied, or it will not serve again.",
+    RESUMED: "The replica drained and was taken back into service.",
+    REGISTERED: "The gateways send requests to this replica.",
+    DRAINING: "The gateways send no more requests to this replica, because it drains.",
 }
 
 

@@ -44,7 +44,12 @@ def begin(replica: Replica, reason: str, message: str) -> AnyStep:
     marks = [Mark(type=names.CONDITION_DRAINING, status="True", reason=reason, message=message)]
     if names.GATE_REGISTERED in replica.pod.gates:
         marks.append(
-            Mark(type=names.GATE_REGISTERED, status="False", reason="Draining", message="the replica drains")
+            Mark(
+                type=names.GATE_REGISTERED,
+                status="False",
+                reason=reasons.DRAINING,
+                message="the replica drains",
+            )
         )
     return MarkConditions(
         name=replica.name, uid=replica.uid, reason=reason, message=message, marks=tuple(marks)
@@ -106,7 +111,7 @@ def resume(replica: Replica, message: str) -> AnyStep | None:
         return CallResume(
             name=replica.name, uid=replica.uid, reason=reasons.SCALING_UP, message=message, address=address
         )
-    mark = Mark(type=names.CONDITION_DRAINING, status="False", reason="Resumed", message=message)
+    mark = Mark(type=names.CONDITION_DRAINING, status="False", reason=reasons.RESUMED, message=message)
     return MarkConditions(
         name=replica.name, uid=replica.uid, reason=reasons.SCALING_UP, message=message, marks=(mark,)
     )

@@ -14,6 +14,8 @@ from .observed import Replica
 # Container states that do not pass by themselves; the kubelet goes on trying, people must look.
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+# How the kubelet says that the kernel killed a container at its memory limit; such a process leaves no words of its own.
+KILLED_AT_LIMIT = "OOMKilled"
 # A process that ended once may have met bad luck; this often is a pattern.
 RESTARTS_CRASHING = 2
 
@@ -26,10 +28,13 @@ RUNTIME_REASONS: Mapping[str, str] = {
     "CheckpointUnreadable": reasons.MODEL_UNREADABLE,
     "TokenizerUnreadable": reasons.MODEL_UNREADABLE,
     "CheckpointUnsupported": reasons.MODEL_UNSUPPORTED,
+    "OutOfMemory": reasons.OUT_OF_MEMORY,
     "EngineUnavailable": reasons.ENGINE_UNAVAILABLE,
+    "EngineStartFailed": reasons.ENGINE_START_FAILED,
     "EngineDied": reasons.ENGINE_FAILED,
     "EngineHung": reasons.ENGINE_FAILED,
     "CanaryFailed": reasons.CANARY_FAILED,
+    "AddressUnavailable": reasons.ADDRESS_UNAVAILABLE,
 }
 
 
@@ -68,6 +73,8 @@ def _ended(replica: Replica, container: ContainerFacts) -> Problem:
     """The last words of the process: one JSON line when it could write one."""
     words = container.last_message or (container.message if container.state == "terminated" else "")
     reason = reasons.CRASH_LOOP if container.restarts >= RESTARTS_CRASHING else reasons.CONTAINER_FAILED
+    if reason == reasons.CRASH_LOOP and KILLED_AT_LIMIT in (container.reason, *words.split(maxsplit=1)[:1]):
+        reason = reasons.OUT_OF_MEMORY
     try:
         said = json.loads(words)
         reason = RUNTIME_REASONS.get(str(said["reason"]), reason)

@@ -35,7 +35,7 @@ def registration(observed: Observed, replica: Replica, now: float) -> Leg:
     ]
     said = f"registered by {len(known)} of {len(waited_for)} ready gateways"
     if len(known) == len(waited_for) or (known and now >= since + REGISTER_WAIT_S):
-        return _set(replica, "Registered", said)
+        return _set(replica, reasons.REGISTERED, said)
     return Leg(
         waits=f"{replica.name}: {said}",
         wake_at=since + REGISTER_WAIT_S if now < since + REGISTER_WAIT_S else None,

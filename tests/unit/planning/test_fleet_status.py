@@ -30,6 +30,15 @@ CRASHED = starting(
     restarts=3,
     last_message='{"reason": "ModelSourceMissing", "message": "/models/tiny is not a folder"}\n',
 )
+KILLED = starting(
+    0, state="waiting", reason="CrashLoopBackOff", restarts=3, last_message="OOMKilled with code 137"
+)
+PORT_TAKEN = starting(
+    0,
+    state="terminated",
+    reason="Error",
+    message='{"reason": "AddressUnavailable", "message": "listen [::]:8500: Address already in use"}\n',
+)
 NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not found")
 
 
@@ -45,6 +54,8 @@ NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not 
         ("a rollout that is held", observed(ready(0, OLD), capacity=Capacity(0, 8, 8)), {"RolloutHeld": "True/LastReadyReplica", "Ready": "False/LastReadyReplica"}),
         ("the new revision fails", observed(ready(0, OLD), NO_IMAGE), {"RolloutHeld": "True/NewRevisionFails", "Stalled": "True/ImagePullFailed", "Reconciling": "False/ImagePullFailed", "Available": "True/MinimumReplicasReady"}),
         ("the weights are missing: the runtime's last words", observed(CRASHED), {"Ready": "False/ModelSourceMissing", "ModelReady": "False/ModelSourceMissing", "Stalled": "True/ModelSourceMissing"}),
+        ("the kernel kills it at its memory limit again and again", observed(KILLED), {"Ready": "False/OutOfMemory", "ModelReady": "False/OutOfMemory", "Stalled": "True/OutOfMemory"}),
+        ("a sidecar has its port", observed(PORT_TAKEN), {"Ready": "False/AddressUnavailable", "ModelReady": "Unknown/ModelUnknown", "Stalled": "False/NotStalled"}),
         ("an engine argument is unknown", observed(ready(0, OLD), rendered=Problem("EngineArgumentUnknown", "no argument 'sped'")), {"Stalled": "True/EngineArgumentUnknown", "Available": "True/MinimumReplicasReady"}),
         ("no node is large enough", observed(pending(0, unschedulable_for_s=9), fleet=a_fleet(replicas=2), capacity=Capacity(0, 3, 0)), {"CapacityLimited": "True/NoNodeFits", "Ready": "False/NoNodeFits", "Stalled": "True/NoNodeFits"}),
         ("all GPUs are taken", observed(ready(0), fleet=a_fleet(replicas=2), capacity=Capacity(0, 3, 3)), {"CapacityLimited": "True/GpusExhausted", "Ready": "False/GpusExhausted"}),
