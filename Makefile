@@ -35,20 +35,22 @@ $(VENV)/.done: tests/requirements.txt pyproject.toml
 	.venv-generate/bin/pip install -q --require-hashes -r protos/requirements.txt
 	touch $@
 
+# First of all, with the bare interpreter: says what the machine lacks, then builds Kubernetes into the user's cache.
+programs:
+	$(CLUSTER) build $(if $(INSTALL),--install)
+
 setup: $(VENV)/.done .venv-envoy/.done .venv-generate/.done ## Install the locked environments
 
 # --- the main job -------------------------------------------------------------------------------------------
-demo: $(VENV)/.done .venv-envoy/.done ## A fleet on a real Kubernetes that this command builds and starts (KEEP=1 leaves it up)
-	$(CLUSTER) build
+demo: programs $(VENV)/.done .venv-envoy/.done ## A fleet on a real Kubernetes that this command builds and starts (KEEP=1 leaves it up)
 	$(BIN)/python -m moefleet_demo $(if $(KEEP),--keep)
 demo: export PYTHONPATH := tests/support
 
-cluster: $(VENV)/.done .venv-envoy/.done ## Leave a real cluster running to explore; `make cluster-down` ends it
-	$(CLUSTER) build
+cluster: programs $(VENV)/.done .venv-envoy/.done ## Leave a real cluster running to explore; `make cluster-down` ends it
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster up
 
 cluster-down: ## End the cluster of `make cluster`
-	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster down
+	test ! -d .cluster || PYTHONPATH=tests/support $(PY) -m moefleet_cluster down
 
 # --- tests --------------------------------------------------------------------------------------------------
 test: ## Everything that CI runs, with minutes per stage
@@ -71,19 +73,17 @@ component: setup ## Real processes on loopback: Envoy with the picker, the runti
 simulate: $(VENV)/.done ## The operator's core on virtual time: SEEDS=20 FIRST=1
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_testing.simulate --seeds $(SEEDS) --first $(FIRST)
 
-cluster-tests: setup ## Against a real API server with kwok nodes (no root)
-	$(CLUSTER) build
+cluster-tests: programs setup ## Against a real API server with kwok nodes, and the cluster tool itself (root)
 	$(BIN)/pytest tests/cluster
 
-e2e: setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall
-	$(CLUSTER) build
-	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 48 -- $(BIN)/pytest tests/e2e
+e2e: programs setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 64 -- $(BIN)/pytest tests/e2e
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 2 --gpus 8 -- $(BIN)/pytest tests/e2e_nodes
 
 wheel: $(VENV)/.done ## Build the wheel, install it with one extra at a time, import what each image ships
 	$(BIN)/python tests/wheel.py
 
-bench: setup ## Measure against peers side by side; writes bench/report.json (ONLY=name for one)
-	$(CLUSTER) build
+bench: programs setup ## Measure against peers side by side; writes bench/report.json (ONLY=name for one)
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_bench $(if $(ONLY),--only $(ONLY))
 
 # --- generated things ---------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ golden: $(VENV)/.done ## Rewrite golden files; review the diff
 lock: ## Lock every image's dependencies with hashes (needs `uv` in PATH or UV=...)
 	tests/lock.sh
 
-clean: ## Remove environments and build output (not the user's cache)
+clean: cluster-down ## Remove environments and build output (not the user's cache)
 	rm -rf .venv .venv-envoy .venv-generate build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo cluster cluster-down test check unit component simulate cluster-tests e2e wheel bench generate golden lock clean
+.PHONY: help programs setup demo cluster cluster-down test check unit component simulate cluster-tests e2e wheel bench generate golden lock clean

@@ -26,8 +26,8 @@ class Stage:
 
 # Budgets are for a machine with 2 cores and nothing cached.
 STAGES = (
-    Stage("setup", "make setup", 8, 20),
     Stage("builds", f"PYTHONPATH=tests/support {sys.executable} -m moefleet_cluster build --install", 25, 45),
+    Stage("setup", "make setup", 8, 20),
     Stage("check", "make check", 4, 12),
     Stage("unit", "make unit", 6, 15),
     Stage("simulation", "make simulate SEEDS=20", 4, 10),

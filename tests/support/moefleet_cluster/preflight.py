@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -37,6 +38,8 @@ class Machine:
     is_root: bool
     has_seccomp_headers: bool
     has_apt: bool
+    # Debian ships `venv` without the part that puts pip into it.
+    has_ensurepip: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ def look() -> Machine:
     headers = any(Path(folder, "seccomp.h").exists() for folder in ("/usr/include", "/usr/local/include"))
     found = frozenset(name for name in names if shutil.which(name))
     python = (sys.version_info.major, sys.version_info.minor)
-    return Machine(found, go, python, os.geteuid() == 0, headers, shutil.which("apt-get") is not None)
+    ensurepip = importlib.util.find_spec("ensurepip") is not None
+    apt = shutil.which("apt-get") is not None
+    return Machine(found, go, python, os.geteuid() == 0, headers, apt, ensurepip)
 
 
 def judge(machine: Machine, purposes: Sequence[str]) -> list[Lack]:
@@ -70,6 +75,8 @@ def judge(machine: Machine, purposes: Sequence[str]) -> list[Lack]:
     if machine.python < PYTHON_NEEDED:
         found = ".".join(map(str, machine.python))
         lacks.append(Lack(f"Python {found} is too old: 3.11 or later is needed"))
+    if not machine.has_ensurepip:
+        lacks.append(Lack("Python cannot make environments (ensurepip is missing)", ("python3-venv",)))
     if "build" in purposes:
         lacks += _go_lacks(machine.go)
         if not machine.has_seccomp_headers:

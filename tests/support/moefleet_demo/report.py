@@ -11,6 +11,10 @@ from moefleet_load.run import quantile
 from moefleet_load.stream import End, Outcome
 
 
+# maxReplicas of the rehearsal; the recorded load needs more than two.
+PEAK = 3
+
+
 @dataclass(slots=True)
 class Moment:
     """One second of the live table."""
@@ -36,6 +40,8 @@ class Report:
     final_replicas: int = 0
     decisions: list[dict[str, Any]] = field(default_factory=list)
     sample_text: str = ""
+    # Revisions of each fleet's ready replicas before and after the spec change.
+    revisions: dict[str, list[list[str]]] = field(default_factory=dict)
     # Not promised, but what a reader asks next.
     errors: list[str] = field(default_factory=list)
     timeline: list[Moment] = field(default_factory=list)
@@ -60,8 +66,13 @@ class Report:
             broken.append(f"{self.streams_cut} streams were cut")
         if not self.sample_text.strip():
             broken.append("the real checkpoint wrote no text")
-        if self.peak_replicas < 2:
-            broken.append(f"the fleet never grew: peak {self.peak_replicas} replicas")
+        if self.peak_replicas < PEAK:
+            broken.append(f"the fleet grew to {self.peak_replicas} ready replicas instead of {PEAK}")
+        for fleet, (before, after) in self.revisions.items():
+            if not after or set(before) & set(after):
+                broken.append(
+                    f"{fleet} still serves {after or 'nothing'} after the spec change; before it was {before}"
+                )
         if self.final_replicas != 1:
             broken.append(f"the fleet ended with {self.final_replicas} replicas instead of 1")
         return broken

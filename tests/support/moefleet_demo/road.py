@@ -160,6 +160,8 @@ class Road:
         for task in tasks:
             await task
         self.outcomes += storm.outcomes + trickle.outcomes
+        for name, revisions in self.report.revisions.items():
+            revisions.append(await asyncio.to_thread(self._revisions, name))
         self.report.final_replicas = watch.replicas
         self.report.peak_replicas = max(m.ready for m in self.report.timeline)
 
@@ -167,10 +169,16 @@ class Road:
         """A change that alters the pod, to both fleets, while they stream."""
         await asyncio.sleep(after_s)
         for name in (REHEARSAL, TINY):
+            self.report.revisions[name] = [await asyncio.to_thread(self._revisions, name)]
             template = {"env": [{"name": "DEMO_CHANGE", "value": "1"}]}
             await asyncio.to_thread(
                 self.kube.patch, "moefleet", name, {"spec": {"replica": {"podTemplate": template}}}
             )
+
+    def _revisions(self, name: str) -> list[str]:
+        return sorted(
+            {p["metadata"]["labels"]["moefleet.io/revision"] for p in self.kube.ready_replicas(name)}
+        )
 
     def _summary(self, path: Path) -> None:
         r = self.report

@@ -38,6 +38,7 @@ def test_nothing_is_missing_on_a_ready_machine() -> None:
         (replace(READY, programs=ALL - {"ip"}), ["nodes"], "`ip` is missing", "iproute2"),
         (replace(READY, programs=ALL - {"openssl"}), ["plane"], "`openssl` is missing", "openssl"),
         (replace(READY, programs=ALL - {"unshare"}), ["nodes"], "`unshare` is missing", "util-linux"),
+        (replace(READY, has_ensurepip=False), ["plane"], "ensurepip is missing", "python3-venv"),
         (replace(READY, programs=ALL - {"gcc"}), ["build"], "`gcc` is missing", "gcc"),
     ],
 )
