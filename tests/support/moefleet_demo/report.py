@@ -10,7 +10,6 @@ from typing import Any
 from moefleet_load.run import quantile
 from moefleet_load.stream import End, Outcome
 
-
 # maxReplicas of the rehearsal; the recorded load needs more than two.
 PEAK = 3
 
