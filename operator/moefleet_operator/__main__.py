@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 
 from moefleet_operator.settings import Settings, SettingsError, load
+
+# Objects that come and stay by the thousand make Python look for garbage in all of them again and again: with its own
+# thresholds (700, 10, 10) that was a third of the time that parsing watch events took. What we drop has hardly any cycles.
+GC_THRESHOLDS = (50_000, 20, 20)
 
 
 def main() -> int:
@@ -29,6 +34,9 @@ async def _run(settings: Settings) -> int:
 
     logs.configure(settings.log_level, settings.pod_name)
     quieten()
+    # Modules are not garbage.
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     return await Operator(settings, lambda core: Core(core, random.Random()), SystemClock()).run()
 
 

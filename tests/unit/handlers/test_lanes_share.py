@@ -28,7 +28,7 @@ def test_a_second_fleet_starts_while_the_first_has_many_left() -> None:
 
 def test_fleets_take_turns() -> None:
     started: list[Key] = []
-    lanes: Lanes[int] = Lanes(lambda fleet, _: started.append(fleet), running_max=1, per_fleet_max=1)
+    lanes: Lanes[int] = Lanes(lambda fleet, _: started.append(fleet), running_max=1, per_fleet_max=1, turn=1)
     for fleet in (FLEETS[0], FLEETS[0], FLEETS[1], FLEETS[1]):
         lanes.add(fleet, 0)
     for fleet in (FLEETS[0], FLEETS[1], FLEETS[0]):
@@ -36,9 +36,31 @@ def test_fleets_take_turns() -> None:
     assert started == [FLEETS[0], FLEETS[1], FLEETS[0], FLEETS[1]]
 
 
-@given(st.lists(st.sampled_from(FLEETS), max_size=60), st.integers(1, 5), st.integers(1, 5), st.integers())
+def test_a_turn_is_several_effects_of_one_fleet_and_then_it_is_the_next_ones() -> None:
+    started: list[str] = []
+    lanes: Lanes[int] = Lanes(
+        lambda fleet, _: started.append(fleet.name), running_max=2, per_fleet_max=1, turn=3
+    )
+    for fleet in (*[FLEETS[0]] * 5, *[FLEETS[1]] * 4, *[FLEETS[2]] * 4):
+        lanes.add(fleet, 0)
+    # The first two run side by side, each held up only by its own bound; the third comes when a turn is over.
+    assert started == ["a", "b"]
+    for fleet in (FLEETS[0], FLEETS[0]):
+        lanes.ended(fleet)
+    assert started == ["a", "b", "a", "a"]
+    lanes.ended(FLEETS[0])
+    assert started[4:] == ["c"]
+
+
+@given(
+    st.lists(st.sampled_from(FLEETS), max_size=60),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(),
+)
 def test_everything_runs_once_in_order_and_within_the_bounds(
-    jobs: list[Key], running_max: int, per_fleet_max: int, seed: int
+    jobs: list[Key], running_max: int, per_fleet_max: int, turn: int, seed: int
 ) -> None:
     chance = random.Random(seed)
     started: list[tuple[Key, int]] = []
@@ -50,7 +72,7 @@ def test_everything_runs_once_in_order_and_within_the_bounds(
         assert len(running) <= running_max
         assert running.count(fleet) <= per_fleet_max
 
-    lanes: Lanes[int] = Lanes(start, running_max, per_fleet_max)
+    lanes: Lanes[int] = Lanes(start, running_max, per_fleet_max, turn)
     for number, fleet in enumerate(jobs):
         lanes.add(fleet, number)
         if running and chance.random() < 0.5:
