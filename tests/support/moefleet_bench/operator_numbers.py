@@ -64,17 +64,22 @@ class World:
     """Rounds in order; ours and the other of one index were measured one after the other."""
 
     ours: list[Round]
+    # Deployments alike: the same pods with the same gate, a Service and a PDB.
     other: list[Round]
+    # Deployments and nothing else.
+    bare: list[Round]
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
-        return cls([Round(**r) for r in document["ours"]], [Round(**r) for r in document["other"]])
+        return cls(*([Round(**r) for r in document[side]] for side in ("ours", "other", "bare")))
 
 
 def rows(world: World, size: Size) -> list[Row]:
     ours, other = [r.ready_s for r in world.ours], [r.ready_s for r in world.other]
+    bare = median(r.ready_s for r in world.bare)
     against = (
-        f"{size.fleets} Deployments with the same {size.pods} pods without the gate: {median(other):.1f} s"
+        f"{size.fleets} Deployments of the same {size.pods} pods, gate set by the stub registrar, "
+        f"with Service and PDB: {median(other):.1f} s (without gate, Service and PDB: {bare:.1f} s)"
     )
     return [
         Row("operator_ready", median(ours), "s", against, ratio_of_pairs(ours, other), "at most 1.0"),

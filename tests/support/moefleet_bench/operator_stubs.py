@@ -31,7 +31,12 @@ DEMAND_EVERY_S = 5.0
 GATHER_S = 0.02
 INCARNATION = "1"
 PODS = "/api/v1/pods"
-REPLICAS = "app.kubernetes.io/name=moefleet-replica"
+# Pods of Deployments whose gate we set ourselves, since they have no operator.
+PEER_APP = "moefleet-bench"
+WATCHED = f"app.kubernetes.io/name in (moefleet-replica,{PEER_APP})"
+GATE = "moefleet.io/gateway-registered"
+# As many as the operator has.
+PATCHERS = 32
 
 
 class AnyReplica(rep_rpc.ReplicaServiceServicer):
@@ -58,8 +63,20 @@ class Registrar(gw_rpc.GatewayServiceServicer):
         self._registered: set[str] = set()
         self._version = 0
         self._changed = asyncio.Event()
+        self._gated: set[str] = set()
+        # Paths of the status of pods whose gate is to be set.
+        self.to_gate: asyncio.Queue[str] = asyncio.Queue()
 
-    def put(self, uid: str, well: bool) -> None:
+    def put(self, pod: Any, gone: bool = False) -> None:
+        uid = pod["metadata"]["uid"]
+        well = not gone and _is_well(pod)
+        if pod["metadata"]["labels"]["app.kubernetes.io/name"] == PEER_APP:
+            if well and uid not in self._gated:
+                self._gated.add(uid)
+                self.to_gate.put_nowait(
+                    f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}/status"
+                )
+            return
         if well == (uid in self._registered):
             return
         (self._registered.add if well else self._registered.discard)(uid)
@@ -99,14 +116,19 @@ async def watch(config: Any, registrar: Registrar) -> None:
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     trust = ssl.create_default_context(cafile=cluster["certificate-authority"])
     headers = {"Authorization": f"Bearer {user['token']}"}
-    select = {"labelSelector": REPLICAS}
+    select = {"labelSelector": WATCHED}
     # A pod is 10 kB; a line is one event.
-    async with aiohttp.ClientSession(cluster["server"], headers=headers, read_bufsize=2**20) as http:
+    async with (
+        aiohttp.ClientSession(cluster["server"], headers=headers, read_bufsize=2**20) as http,
+        asyncio.TaskGroup() as patchers,
+    ):
+        for _ in range(PATCHERS):
+            patchers.create_task(_set_gates(http, trust, registrar))
         while True:
             async with http.get(PODS, params=select, ssl=trust) as answer:
                 listed = await answer.json()
             for pod in listed["items"]:
-                registrar.put(pod["metadata"]["uid"], _is_well(pod))
+                registrar.put(pod)
             since = {**select, "watch": "1", "resourceVersion": listed["metadata"]["resourceVersion"]}
             unlimited = aiohttp.ClientTimeout(total=None)
             async with http.get(PODS, params=since, ssl=trust, timeout=unlimited) as stream:
@@ -114,8 +136,19 @@ async def watch(config: Any, registrar: Registrar) -> None:
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         break
-                    pod = event["object"]
-                    registrar.put(pod["metadata"]["uid"], event["type"] != "DELETED" and _is_well(pod))
+                    registrar.put(event["object"], gone=event["type"] == "DELETED")
+
+
+async def _set_gates(http: aiohttp.ClientSession, trust: ssl.SSLContext, registrar: Registrar) -> None:
+    kind = {"Content-Type": "application/strategic-merge-patch+json"}
+    while True:
+        path = await registrar.to_gate.get()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        condition = {"type": GATE, "status": "True", "reason": "Registered", "lastTransitionTime": since}
+        body = json.dumps({"status": {"conditions": [condition]}})
+        async with http.patch(path, data=body, headers=kind, ssl=trust) as answer:
+            answer.raise_for_status()
+            await answer.read()
 
 
 def _is_well(pod: Any) -> bool:

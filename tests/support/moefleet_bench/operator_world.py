@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from moefleet_cluster import ControlPlane, flags
-from moefleet_operator.api import MoEFleet
-from moefleet_operator.rendering.pod import RenderedPod, render_pod
 from moefleet_operator_rig import OperatorProcess, fleet
 from moefleet_operator_rig.fixtures import CRD
 from rich.console import Console
 from rich.status import Status
 
 from .operator_numbers import Round, Size, World, quantile
+from .operator_peer import GATE, peer
 
 SYSTEM = "moefleet-system"
-GATE = "moefleet.io/gateway-registered"
 # kwok gives its pods addresses of the node's range: 254 of them.
 PODS_PER_NODE = 100
 CREATORS = 8
@@ -45,7 +43,8 @@ IDLE_S = 60.0
 # As a ServiceAccount is for the API server's fairness; a cluster administrator would be let through before the others.
 SERVICE_ACCOUNTS = ["system:serviceaccounts", "moefleet-bench"]
 
-Ask = Callable[[], tuple[int, bool]]
+# What one user applies at once: (path of the collection, document).
+Manifest = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass
@@ -74,9 +73,8 @@ class Bench:
             time.sleep(3)
             before, writes = self._cpu(operator), self._writes()
             fleets = [self._fleet(namespace, n) for n in range(self.size.fleets)]
-            seconds = self._timed(
-                f"/apis/moefleet.io/v1alpha1/namespaces/{namespace}/moefleets", fleets, _fleet_ready, GATE
-            )
+            path = f"/apis/moefleet.io/v1alpha1/namespaces/{namespace}/moefleets"
+            seconds = self._timed(path, [[(path, f)] for f in fleets], _fleet_ready, GATE)
             used = _used(before, self._cpu(operator))
             time.sleep(2)
             made = Round(
@@ -99,14 +97,17 @@ class Bench:
         self._clear(namespace, "apis/moefleet.io/v1alpha1", "moefleets")
         return made
 
-    def deployments(self, number: int) -> Round:
-        namespace = self._namespace(f"deployments-{number}")
+    def peers(self, number: int, alike: bool) -> Round:
+        """Deployments of the same pods; `alike`: with what a fleet has around its pods, too."""
+        name = f"{'deployments' if alike else 'bare'}-{number}"
+        namespace = self._namespace(name)
         before = self._cpu(None)
-        objects = [_deployment(self._fleet(namespace, n)) for n in range(self.size.fleets)]
+        fleets = [self._fleet(namespace, n) for n in range(self.size.fleets)]
         path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
-        seconds = self._timed(path, objects, _deployment_ready, "Ready")
+        manifests = [peer(found, path, alike) for found in fleets]
+        seconds = self._timed(path, manifests, _deployment_ready, GATE if alike else "Ready")
         made = Round(ready_s=seconds, cpu_s=_used(before, self._cpu(None)))
-        self._say(f"Deployments {number}", made)
+        self._say(name, made)
         self._clear(namespace, "apis/apps/v1", "deployments")
         return made
 
@@ -121,13 +122,13 @@ class Bench:
         return made
 
     def _timed(
-        self, path: str, objects: list[dict[str, Any]], is_ready: Callable[[Any], int], condition: str
+        self, path: str, manifests: list[Manifest], is_ready: Callable[[Any], int], condition: str
     ) -> float:
-        """From the first POST until every object says that it is ready and every pod has the condition."""
+        """From the first POST until every object at `path` says that it is ready and every pod has the condition."""
         begin = time.monotonic()
         with ThreadPoolExecutor(CREATORS) as pool:
-            list(pool.map(lambda o: self.plane.api(path, "POST", o), objects))
-        pods = f"/api/v1/namespaces/{objects[0]['metadata']['namespace']}/pods"
+            list(pool.map(self._post, manifests))
+        pods = f"/api/v1/namespaces/{manifests[0][0][1]['metadata']['namespace']}/pods"
         while True:
             self.plane.processes.check()
             ready = sum(is_ready(o) for o in self.plane.api(path)["items"])
@@ -141,6 +142,10 @@ class Bench:
             if time.monotonic() - begin > ROUND_LIMIT_S:
                 raise TimeoutError(f"{ready} of {self.size.pods} ready after {ROUND_LIMIT_S:g} s at {path}")
             time.sleep(LOOK_EVERY_S)
+
+    def _post(self, manifest: Manifest) -> None:
+        for path, document in manifest:
+            self.plane.api(path, "POST", document)
 
     def _idle(self) -> float:
         self.status.update(f"settling, {SETTLE_S:g} s")
@@ -200,32 +205,6 @@ def _has(pod: Any, condition: str) -> bool:
     return any(
         c["type"] == condition and c["status"] == "True" for c in pod["status"].get("conditions") or ()
     )
-
-
-def _deployment(fleet_object: dict[str, Any]) -> dict[str, Any]:
-    """The pod that the operator would make, without the readiness gate, which nobody would set, and without its labels."""
-    made = MoEFleet.parse({**fleet_object, "metadata": {**fleet_object["metadata"], "uid": "none"}})
-    rendered = render_pod(made, gateway=False, token_sha256=secrets.token_hex(32))
-    if not isinstance(rendered, RenderedPod):
-        raise TypeError(f"the bench's own fleet cannot be rendered: {rendered}")
-    name, meta = fleet_object["metadata"]["name"], fleet_object["metadata"]
-    # As many labels as the operator's pods have, and none of its own: it must not take them for orphans.
-    labels = {
-        f"bench/{key.rpartition('/')[2]}": value for key, value in rendered.body["metadata"]["labels"].items()
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": meta["namespace"]},
-        "spec": {
-            "replicas": fleet_object["spec"]["replicas"],
-            "selector": {"matchLabels": {"bench/fleet": name}},
-            "template": {
-                "metadata": {"labels": {**labels, "bench/fleet": name}},
-                "spec": rendered.body["spec"],
-            },
-        },
-    }
 
 
 def _cpu_s(pid: int) -> float:
@@ -289,12 +268,13 @@ def _world(size: Size) -> Iterator[ControlPlane]:
 def main() -> int:
     size = Size.of(os.environ)
     console = Console(stderr=True)
-    world = World([], [])
+    world = World([], [], [])
     with console.status("starting a control plane with kwok") as status, _world(size) as plane:
         bench = Bench(plane, size, console, status)
         for number in range(1, size.pairs + 1):
             world.ours.append(bench.ours(number, idle=number == size.pairs))
-            world.other.append(bench.deployments(number))
+            world.other.append(bench.peers(number, alike=True))
+        world.bare.append(bench.peers(size.pairs, alike=False))
     print(json.dumps(dataclasses.asdict(world)))
     return 0
 
