@@ -90,15 +90,13 @@ class Answers:
             self._memory.status_at[key] = now
             record = store.fleets.get(key)
             notices = notices_of_status(status_of(record.raw), waiting.status) if record is not None else []
-            return Lesson(
-                True, store.written("MoEFleet", key, raw, now) if raw is not None else set(), notices
-            )
+            return Lesson(True, store.apply("MoEFleet", key, raw) if raw is not None else set(), notices)
         if isinstance(step, ApplyChild):
-            return Lesson(True, store.written(step.kind, key, raw, now) if raw is not None else set())
+            return Lesson(True, store.apply(step.kind, key, raw) if raw is not None else set())
         if step is not None:
             pod = Key(key.namespace, step.name)
             if raw is not None and (raw.get("metadata") or {}).get("uid"):
-                return Lesson(True, store.written("Pod", pod, raw, now))
+                return Lesson(True, store.apply("Pod", pod, raw))
             if isinstance(step, DeleteReplica):
                 # A Status instead of the pod: it is gone already.
                 return Lesson(True, store.gone("Pod", pod, step.uid))
@@ -113,14 +111,14 @@ class Answers:
         ours = record is not None and owner == record.uid
         if isinstance(step, ApplyChild):
             if ours:
-                self._store.written(step.kind, key, existing, now)
+                self._store.apply(step.kind, key, existing)
                 return True
             problem = f"{step.kind} {key} exists and is not ours; delete or rename it, or rename the fleet"
             self._memory.refuse((key, waiting.group), Problem(reasons.NAME_IN_USE, problem))
             return False
         if not isinstance(step, CreateReplica):
             return False
-        self._store.written("Pod", Key(key.namespace, step.name), existing, now)
+        self._store.apply("Pod", Key(key.namespace, step.name), existing)
         labels: Json = meta.get("labels") or {}
         if labels.get(names.LABEL_FLEET) != key.name:
             self._memory.collide(key, step.name, now)

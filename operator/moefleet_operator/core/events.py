@@ -90,10 +90,15 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """A full LIST of a kind, made every minute: heals what the watch lost and shows a dead watch (`Core.health`)."""
+    """A full LIST of a kind, made every minute: heals what the watch lost.
+
+    `as_of`: its resourceVersion. Objects may have been made since, so only what is older and missing is gone; 0: it is
+    not known how old the LIST is, so nothing is gone.
+    """
 
     kind: Kind
     objects: tuple[Json, ...]
+    as_of: int
 
 
 # --- what replicas and gateways say ----------------------------------------------------------------------------

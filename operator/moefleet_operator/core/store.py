@@ -35,8 +35,6 @@ from .usage import Usage
 
 # Uids of deleted objects that a late watch event must not bring back: far more than can be late at a time.
 GONE_MAX = 10_000
-# A LIST that does not hold an object which we wrote so recently is older than the write.
-WRITTEN_FRESH_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,6 @@ class Store:
         self._pod_by_uid: dict[str, Key] = {}
         self._models: dict[str, set[Key]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._written_at: dict[tuple[Kind, Key], float] = {}
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -118,13 +115,9 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def written(self, kind: Kind, key: Key, raw: Json, now: float) -> set[Key]:
-        """What one of our writes returned."""
-        self._written_at[kind, key] = now
-        return self.apply(kind, key, raw)
-
     def apply(self, kind: Kind, key: Key, raw: Json | None, uid: str = "") -> set[Key]:
-        """An object as somebody saw it, or that it is gone. Returns the fleets that should be looked at again."""
+        """An object as a watch, a LIST or the answer to a write had it, or that it is gone. Returns the fleets that should
+        be looked at again."""
         if raw is None:
             return self._remove(kind, key, uid)
         meta: Json = raw.get("metadata") or {}
@@ -145,8 +138,8 @@ class Store:
         """The API server says that the object with this uid does not exist any more."""
         return self._remove(kind, key, uid)
 
-    def relisted(self, kind: Kind, objects: Iterable[Json], now: float) -> set[Key]:
-        """A full LIST: what it lacks is gone, unless we wrote it a moment ago."""
+    def relisted(self, kind: Kind, objects: Iterable[Json], as_of: int) -> set[Key]:
+        """A full LIST: what it lacks is gone, unless we have it from after the LIST was read."""
         touched: set[Key] = set()
         listed: set[Key] = set()
         for raw in objects:
@@ -154,10 +147,12 @@ class Store:
             key = Key(str(meta.get("namespace") or ""), str(meta.get("name") or ""))
             listed.add(key)
             touched |= self.apply(kind, key, raw)
+        if not as_of:
+            return touched
         for key in self._keys(kind) - listed:
-            if now - self._written_at.get((kind, key), float("-inf")) > WRITTEN_FRESH_S:
-                touched |= self._remove(kind, key, "")
-        self._written_at = {k: at for k, at in self._written_at.items() if now - at <= WRITTEN_FRESH_S}
+            known = self._known(kind, key)
+            if known is not None and known[1] <= as_of:
+                touched |= self._remove(kind, key, known[0])
         return touched
 
     # --- inside ---------------------------------------------------------------------------------------------
@@ -221,7 +216,6 @@ class Store:
         if known is None:
             return set()
         self._bury(known[0])
-        self._written_at.pop((kind, key), None)
         match kind:
             case "MoEFleet":
                 return self._drop_fleet(key) | {key}

@@ -83,5 +83,5 @@ class Resync:
         if audited:
             versions = ((key_of(raw), version_of(raw)) for raw in objects)
             self._audit.listed(watch.kind, versions, as_of, self._clock.now())
-        self._emit(Relisted(watch.kind, tuple(objects)))
+        self._emit(Relisted(watch.kind, tuple(objects), as_of))
         return None

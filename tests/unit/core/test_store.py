@@ -84,7 +84,7 @@ def test_a_change_names_the_fleets_to_look_at() -> None:
 
 def test_an_older_watch_event_does_not_undo_what_we_wrote() -> None:
     store = filled()
-    store.written("Pod", POD, pod(20, node="n2"), 0.0)
+    store.apply("Pod", POD, pod(20, node="n2"))
     assert store.apply("Pod", POD, pod(15, node="n1")) == set()
     assert store.pods[POD].node == "n2"
 
@@ -98,20 +98,46 @@ def test_a_deleted_pod_does_not_come_back_by_a_late_event() -> None:
 
 def test_a_late_deletion_does_not_hide_the_next_pod_of_that_name() -> None:
     store = filled()
-    store.written("Pod", POD, pod(20, uid="pod-uid-2"), 0.0)
+    store.apply("Pod", POD, pod(20, uid="pod-uid-2"))
     store.apply("Pod", POD, None, "pod-uid")
     assert store.pods[POD].uid == "pod-uid-2"
 
 
-def test_a_list_takes_away_what_is_gone_but_not_what_we_have_just_made() -> None:
+def test_a_list_takes_away_what_is_gone_but_not_what_is_newer_than_it() -> None:
     store = filled()
     made = Key("models", "chat-11111111-1")
-    store.written("Pod", made, pod(40, uid="made", name=made.name), 100.0)
-    touched = store.relisted("Pod", [], 101.0)
-    assert touched == {FLEET}
+    store.apply("Pod", made, pod(40, uid="made", name=made.name))
+    assert store.relisted("Pod", [], as_of=39) == {FLEET}
     assert set(store.pods) == {made}
-    store.relisted("Pod", [], 200.0)
+    store.relisted("Pod", [], as_of=40)
     assert not store.pods
+
+
+def test_a_list_that_was_read_before_an_object_was_made_does_not_hide_it() -> None:
+    """The LIST is read, then the watch brings a new fleet, and only then the LIST is worked on."""
+    store = Store()
+    young = Key("models", "young")
+    store.apply("MoEFleet", young, fleet(10, name="young", uid="b"))
+    store.relisted("MoEFleet", [fleet(5)], as_of=9)
+    assert set(store.fleets) == {FLEET, young}
+    # It was not buried, either: what comes next is believed.
+    store.apply("MoEFleet", young, fleet(11, name="young", uid="b", generation=2))
+    assert store.fleets[young].version == 11
+    store.relisted("MoEFleet", [fleet(5)], as_of=12)
+    assert set(store.fleets) == {FLEET}
+
+
+def test_an_old_list_does_not_bring_back_what_the_watch_said_is_gone() -> None:
+    store = filled()
+    store.apply("Pod", POD, None, "pod-uid")
+    store.relisted("Pod", [pod()], as_of=10)
+    assert not store.pods
+
+
+def test_a_list_of_unknown_age_takes_nothing_away() -> None:
+    store = filled()
+    store.relisted("Pod", [], as_of=0)
+    assert set(store.pods) == {POD}
 
 
 def test_room_is_counted_pod_by_pod() -> None:

@@ -48,9 +48,9 @@ def test_a_deletion_is_never_merged_away() -> None:
 def test_answers_ticks_and_the_end_pass_the_facts() -> None:
     inbox = Inbox()
     done = EffectDone(7, Ok())
-    for event in (pod(A, 1), Relisted("Pod", ()), done, Tick(), Stop()):
+    for event in (pod(A, 1), Relisted("Pod", (), 7), done, Tick(), Stop()):
         inbox.put(event)
-    assert drained(inbox) == [done, Tick(), Stop(), pod(A, 1), Relisted("Pod", ())]
+    assert drained(inbox) == [done, Tick(), Stop(), pod(A, 1), Relisted("Pod", (), 7)]
 
 
 def test_an_object_comes_again_after_it_was_taken() -> None:
@@ -63,9 +63,9 @@ def test_an_object_comes_again_after_it_was_taken() -> None:
 
 def test_lists_keep_their_place_before_the_word_that_they_are_complete() -> None:
     inbox = Inbox()
-    for event in (Relisted("Node", ()), Synced("Node"), pod(A, 1)):
+    for event in (Relisted("Node", (), 7), Synced("Node"), pod(A, 1)):
         inbox.put(event)
-    assert drained(inbox) == [Relisted("Node", ()), Synced("Node"), pod(A, 1)]
+    assert drained(inbox) == [Relisted("Node", (), 7), Synced("Node"), pod(A, 1)]
 
 
 async def test_whoever_waits_is_woken() -> None:

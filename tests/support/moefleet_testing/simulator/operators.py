@@ -44,7 +44,10 @@ from .replicas import Replica
 from .world import World
 
 CONTROL_KEY = b"0123456789abcdef0123456789abcdef"
-RELIST_S = 60.0
+# More often than in a real process, so that each story has many.
+RELIST_S = 12.0
+# From reading a LIST to working on it: pages, a busy API server, a queue of events. The watch goes on meanwhile.
+RELIST_LATE_S = 4.0
 DECIDE_S = 5.0
 
 Decide = Callable[[], list[DecisionMade]]
@@ -127,13 +130,17 @@ class OperatorProcess:
         self.world.after(RELIST_S, self._relist_again)
         self.feed(Tick())
 
-    def _relist(self) -> None:
+    def _relist(self, late_s: float = 0.0) -> None:
         for kind in KINDS:
-            self.feed(Relisted(kind, tuple(self.api.all(kind))))
+            listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version)
+            if late_s:
+                self.world.after(self.world.between(0.0, late_s), lambda event=listed: self.feed(event))  # type: ignore[misc]
+            else:
+                self.feed(listed)
 
     def _relist_again(self) -> None:
         if self.alive:
-            self._relist()
+            self._relist(RELIST_LATE_S)
             self.world.after(RELIST_S, self._relist_again)
 
     def _tick_scaling(self) -> None:
