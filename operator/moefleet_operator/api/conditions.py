@@ -24,7 +24,7 @@ CONDITION_TYPES: Final[dict[str, str]] = {
     STALLED: "The operator cannot go on without a change from outside (kstatus: failed).",
     MODEL_READY: "The model's weights can be had and the engine has loaded them.",
     CAPACITY_LIMITED: "Fewer replicas run than are wanted, because the cluster has no room for them.",
-    SCALING_LIMITED: "The number of replicas is held at a bound or because the load is not known.",
+    SCALING_LIMITED: "The number of replicas is not what is asked for or needed, because a bound or the size of a step holds it.",
     ROLLOUT_HELD: "A rollout waits, because going on would take capacity that is needed.",
 }
 

@@ -126,6 +126,8 @@ class DecisionMade:
     replicas: int | None
     reason: str
     message: str
+    # The load needs so many, and `replicas` is fewer because of maxReplicas or the size of a step; None: it is not so.
+    needed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,10 +49,11 @@ class Reports:
         )
 
     def decision(self, event: DecisionMade) -> bool:
-        """Whether the number or its reason is news."""
+        """Whether the number, its reason or being limited is news."""
         before = self.decisions.get(event.fleet)
-        self.decisions[event.fleet] = Decision(event.replicas, event.reason, event.message)
-        return before is None or (before.replicas, before.reason) != (event.replicas, event.reason)
+        found = Decision(event.replicas, event.reason, event.message, event.needed)
+        self.decisions[event.fleet] = found
+        return before is None or _news(before) != _news(found)
 
     def measured(self, event: NumbersMeasured) -> None:
         self.numbers[event.fleet] = event.numbers
@@ -65,6 +66,10 @@ class Reports:
         """Forget whoever is no more."""
         self.loads = {uid: load for uid, load in self.loads.items() if uid in pods}
         self.views = {uid: view for uid, view in self.views.items() if uid in gateways}
+
+
+def _news(decision: Decision) -> tuple[int | None, str, bool]:
+    return decision.replicas, decision.reason, decision.needed is not None
 
 
 def _matters(before: ReplicaLoad | None, after: ReplicaLoad | None) -> bool:

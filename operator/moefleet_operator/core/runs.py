@@ -16,6 +16,7 @@ from moefleet_operator.planning.steps import (
     DeleteReplica,
     MarkConditions,
 )
+from moefleet_operator.planning.wording import count
 
 from .events import Key
 
@@ -94,7 +95,10 @@ def notices_of_status(before: Json, after: Json) -> list[Notice]:
         reason = str(decision.get("reason") or reasons.SCALING_UP)
         out.append(
             Notice(
-                "Normal", "Scale", reason, f"From {was} to {is_now} replicas: {decision.get('message', '')}"
+                "Normal",
+                "Scale",
+                reason,
+                f"From {count(was, 'replica')} to {is_now}: {decision.get('message', '')}",
             )
         )
     old = {c["type"]: c for c in before.get("conditions") or ()}

@@ -38,7 +38,7 @@ class _Memory:
     uid: str
     since: float
     state: State | None = None
-    told: tuple[int, str] | None = None
+    told: tuple[int, str, bool] | None = None
     numbers: Json | None = None
     cold_starts_s: deque[float] = field(default_factory=lambda: deque(maxlen=COLD_STARTS_MAX))
     # Replicas whose cold start is counted, or was over before we looked.
@@ -156,7 +156,9 @@ class Sizing:
         self._metrics.decided(fleet.namespace, fleet.name, decision.replicas, decision.terms.as_dict())
         if spec.scaling.mode == "External":
             return
-        told = (decision.replicas, str(decision.reason))
+        needed = decision.terms.wanted + decision.terms.dead
+        limited = needed > decision.replicas
+        told = (decision.replicas, str(decision.reason), limited)
         if told == memory.told:
             return
         memory.told = told
@@ -167,7 +169,15 @@ class Sizing:
             message=decision.message,
             **{k: v for k, v in decision.terms.as_dict().items() if v},
         )
-        self._emit(DecisionMade(fleet, decision.replicas, str(decision.reason), decision.message))
+        self._emit(
+            DecisionMade(
+                fleet,
+                decision.replicas,
+                str(decision.reason),
+                decision.message,
+                needed if limited else None,
+            )
+        )
 
     def _measure(self, fleet: Key, memory: _Memory, found: Json) -> None:
         if found != memory.numbers:

@@ -15,6 +15,7 @@ from moefleet_operator.api import conditions as reasons
 from .observed import Observed, Replica
 from .reported import GatewayView
 from .steps import AnyStep, CallDrain, CallResume, DeleteReplica, Mark, MarkActive, MarkConditions
+from .wording import count
 
 # A gateway that has not withdrawn a replica by then is cut off or gone; the replica's own refusal covers the rest.
 WITHDRAW_WAIT_S = 5.0
@@ -76,7 +77,7 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
     slow = [g.name for g in observed.gateways if g.ready and not withdrawn_by(g.view, replica.uid)]
     if slow and now < drain.at + WITHDRAW_WAIT_S:
         return Leg(
-            waits=f"{replica.name}: {len(slow)} gateways have not withdrawn it yet",
+            waits=f"{replica.name}: still chosen by {count(len(slow), 'gateway')}",
             wake_at=drain.at + WITHDRAW_WAIT_S,
         )
     load = replica.load
@@ -151,7 +152,7 @@ def _left(observed: Observed, replica: Replica) -> str:
     flying = in_flight(observed, replica.uid)
     if load is None:
         return f"an unknown number of requests left ({flying} in flight at the gateways)"
-    return f"{load.active + load.queued} requests left ({flying} in flight at the gateways)"
+    return f"{count(load.active + load.queued, 'request')} left ({flying} in flight at the gateways)"
 
 
 def _active(replica: Replica, reason: str, active: bool) -> MarkActive:

@@ -83,5 +83,15 @@ def _ended(replica: Replica, container: ContainerFacts) -> Problem:
         pass
     return Problem(
         reason,
-        f"{replica.name}: restarted {container.restarts} times: {words or container.reason or 'no last words'}",
+        f"{replica.name}: {_restarted(container.restarts)}: {words or container.reason or 'no last words'}",
     )
+
+
+def _restarted(times: int) -> str:
+    match times:
+        case 0:
+            return "ended"
+        case 1:
+            return "restarted once"
+        case _:
+            return f"restarted {times} times"

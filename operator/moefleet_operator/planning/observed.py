@@ -149,6 +149,8 @@ class Decision:
     replicas: int | None
     reason: str
     message: str
+    # What the load needs, where maxReplicas or the size of a step did not let `replicas` be it; None: it is what is needed.
+    needed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

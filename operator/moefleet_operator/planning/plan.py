@@ -62,7 +62,11 @@ class _Builder:
 
     def bring_back(self) -> None:
         for replica in self.made.resume:
-            step = drain.resume(replica, self.made.create_message or "wanted again: warm before cold")
+            step = drain.resume(
+                replica,
+                self.made.create_message
+                or "wanted again: a warm replica comes back before a cold one is made",
+            )
             if step is not None:
                 self.steps.append(step)
 
@@ -107,7 +111,10 @@ class _Builder:
                     name=replica.name,
                     uid=replica.uid,
                     reason=reasons.REPLACING_REPLICA,
-                    message=f"it failed {self.now - at:.0f} s ago and {len(failed)} failed pods are kept",
+                    message=(
+                        f"it failed {self.now - at:.0f} s ago; of failed pods the newest {FAILED_KEEP_MAX} "
+                        f"are kept for {FAILED_KEEP_S:.0f} s"
+                    ),
                     grace_s=None,
                 )
             )

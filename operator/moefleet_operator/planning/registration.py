@@ -8,6 +8,7 @@ from moefleet_operator.api import conditions as reasons
 from .drain import Leg
 from .observed import Observed, Replica
 from .steps import Mark, MarkConditions
+from .wording import count
 
 # After that, one gateway that knows the replica is enough: a gateway that hangs must not hold up every scale-up.
 REGISTER_WAIT_S = 10.0
@@ -33,7 +34,7 @@ def registration(observed: Observed, replica: Replica, now: float) -> Leg:
         for g in waited_for
         if g.view is not None and replica.uid in g.view.endpoints and g.view.endpoints[replica.uid].registered
     ]
-    said = f"registered by {len(known)} of {len(waited_for)} ready gateways"
+    said = f"registered by {len(known)} of {count(len(waited_for), 'ready gateway')}"
     if len(known) == len(waited_for) or (known and now >= since + REGISTER_WAIT_S):
         return _set(replica, reasons.REGISTERED, said)
     return Leg(

@@ -16,6 +16,7 @@ from .failing import failing
 from .observed import Observed, Replica
 from .steps import Target
 from .victims import victims
+from .wording import count, count_are, share_are, there_are
 
 # A second unschedulable replica is taken back after so long: the scheduler looks again when a pod ends or a node comes.
 UNSCHEDULABLE_GRACE_S = 30.0
@@ -63,7 +64,7 @@ def shape(observed: Observed, target: Target, now: float) -> Shape:
     extra = len(live) - wanted - surge
     if extra > 0:
         for replica in victims(live, revision)[:extra]:
-            why = f"{len(live)} replicas live, {wanted} are wanted: {target.message}"
+            why = _too_few_or_many(wanted, len(live), target)
             out.drain.append(Leaving(replica, reasons.SCALE_DOWN, why))
         return out
     _take_back_unschedulable(observed, live, now, out)
@@ -99,8 +100,8 @@ def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted
     leave = Leaving(
         victim,
         reasons.ROLLOUT,
-        f"revision {observed.revision} replaces {victim.pod.revision}: {len(serving)} of {len(live)} replicas are old, "
-        f"{ready_after} stay ready of {wanted} wanted",
+        f"revision {observed.revision} replaces {victim.pod.revision}: {share_are(len(serving), len(live), 'replica')} "
+        f"old, {ready_after} of {wanted} wanted will be ready meanwhile",
     )
     if ready_after >= wanted:
         out.drain.append(leave)
@@ -122,7 +123,9 @@ def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted
         return
     if not stuck and _may_surge(observed, ready):
         out.create, out.create_reason = 1, reasons.ROLLOUT_IN_PROGRESS
-        out.create_message = f"revision {observed.revision}: a new replica beside {len(serving)} old ones"
+        out.create_message = (
+            f"revision {observed.revision}: a new replica beside {count(len(serving), 'old one')}"
+        )
         return
     floor = 0 if fleet.strategy == "InPlace" else 1
     # One that is not ready is missed by nobody.
@@ -131,8 +134,8 @@ def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted
     elif not any(r.draining or r.pod.terminating for r in observed.replicas):
         out.held = Problem(
             reasons.LAST_READY_REPLICA if ready <= 1 else reasons.NO_ROOM_FOR_SURGE,
-            f"{ready} of {wanted} replicas are ready and there is room for {0 if fits is None else fits} more: "
-            f"taking one away would leave {ready_after}; free GPUs, or allow it with rollout.strategy InPlace",
+            f"{share_are(ready, wanted, 'replica')} ready and {_room(fits)}: taking one away would leave "
+            f"{ready_after or 'none'}; free GPUs, or allow it with rollout.strategy InPlace",
         )
 
 
@@ -167,7 +170,17 @@ def _fill(observed: Observed, missing: int, target: Target, now: float, out: Sha
     lost = any(not r.live and r.pod.finished for r in observed.replicas)
     out.create = allowed
     out.create_reason = reasons.REPLACING_REPLICA if lost else reasons.SCALING_UP
-    out.create_message = f"{len(live)} replicas live, {target.replicas} are wanted: {target.message}"
+    out.create_message = _too_few_or_many(target.replicas, len(live), target)
+
+
+def _too_few_or_many(wanted: int, live: int, target: Target) -> str:
+    return f"{count_are(wanted, 'replica')} wanted and {there_are(live)}: {target.message}"
+
+
+def _room(fits: int | None) -> str:
+    if fits is None:
+        return "nobody knows whether there is room for more"
+    return f"there is room for {fits} more" if fits else "there is no room for more"
 
 
 def _allowed(observed: Observed, live: list[Replica], missing: int, out: Shape) -> int:
@@ -199,15 +212,26 @@ def _no_room(observed: Observed, stuck: Replica | None) -> Problem:
     if room.nodes_large_enough == 0:
         return Problem(
             reasons.NO_NODE_FITS,
-            f"none of the {room.nodes_matching} nodes that match is large enough for one replica; "
-            f"lower replica.gpus or add nodes. {said}".rstrip(". "),
+            f"{_none_large_enough(room.nodes_matching)}; lower replica.gpus or add nodes. {said}".rstrip(
+                ". "
+            ),
         )
     return Problem(
         reasons.UNSCHEDULABLE if room.fits else reasons.GPUS_EXHAUSTED,
-        f"{room.nodes_large_enough} nodes could carry replicas, there is room for {room.fits} more. {said}".rstrip(
+        f"{count_are(room.nodes_large_enough, 'node')} large enough for a replica, and {_room(room.fits)}. {said}".rstrip(
             ". "
         ),
     )
+
+
+def _none_large_enough(matching: int) -> str:
+    match matching:
+        case 0:
+            return "no node matches the replica's selectors and tolerations"
+        case 1:
+            return "the only node that matches is too small for one replica"
+        case _:
+            return f"none of the {matching} nodes that match is large enough for one replica"
 
 
 def _resumable(observed: Observed) -> list[Replica]:
@@ -252,7 +276,9 @@ def _take_back_unschedulable(observed: Observed, live: list[Replica], now: float
     for since, _, replica in stuck[1:]:
         if now >= since + UNSCHEDULABLE_GRACE_S:
             out.drain.append(
-                Leaving(replica, reasons.UNSCHEDULABLE, f"{len(stuck)} replicas wait for a node, 1 may")
+                Leaving(
+                    replica, reasons.UNSCHEDULABLE, f"{len(stuck)} replicas wait for a node, only 1 should"
+                )
             )
         else:
             out.wake(since + UNSCHEDULABLE_GRACE_S)

@@ -17,6 +17,7 @@ from .observed import Json, Observed, Replica
 from .shape import Shape
 from .steps import Target
 from .timestamps import rfc3339
+from .wording import are, count, count_are, share_are, there_are
 
 # What no amount of waiting mends: somebody has to change the spec, the cluster or the weights.
 STALLING = frozenset(
@@ -169,11 +170,15 @@ class _Facts:
             return Verdict(reasons.READY, "False", self.stalled.reason, self.stalled.message)
         if wanted == 0:
             return Verdict(reasons.READY, "True", *self._zero())
-        counts = f"{self.new_ready} of {wanted} replicas of revision {observed.revision} are ready"
+        share = share_are(self.new_ready, wanted, "replica", f"of revision {observed.revision}")
+        counts = f"{share} ready"
         if self.old:
             reason = self.work.shape.held.reason if self.work.shape.held else reasons.ROLLOUT_IN_PROGRESS
             return Verdict(
-                reasons.READY, "False", reason, f"{counts}, {len(self.old)} are of an older revision"
+                reasons.READY,
+                "False",
+                reason,
+                f"{counts}, {len(self.old)} {are(len(self.old))} of an older revision",
             )
         if self.new_ready >= wanted:
             return Verdict(reasons.READY, "True", reasons.ALL_REPLICAS_READY, counts)
@@ -210,7 +215,7 @@ class _Facts:
                 return Verdict(reasons.AVAILABLE, "False", reasons.MODEL_NAME_TAKEN, self.work.target.message)
             return Verdict(reasons.AVAILABLE, "False", *self._zero())
         need = max(1, min(self.wanted, self.observed.fleet.min_replicas))
-        said = f"{self.ready_count} replicas are ready, minReplicas is {self.observed.fleet.min_replicas}"
+        said = f"{count_are(self.ready_count, 'replica')} ready, minReplicas is {self.observed.fleet.min_replicas}"
         if self.ready_count >= need:
             return Verdict(reasons.AVAILABLE, "True", reasons.MINIMUM_REPLICAS_READY, said)
         reason = reasons.NO_REPLICAS if not self.ready_count else reasons.REPLICAS_NOT_READY
@@ -229,7 +234,7 @@ class _Facts:
                 reasons.MODEL_READY,
                 "True",
                 reasons.MODEL_LOADED,
-                f"{len(serving)} replicas have loaded the model",
+                f"{count(len(serving), 'replica')} {'has' if len(serving) == 1 else 'have'} loaded the model",
             )
         loading = next((r for r in self.live if r.pod.container and r.pod.container.state == "running"), None)
         if loading is not None:
@@ -278,7 +283,7 @@ class _Facts:
     def _working(self) -> Problem | None:
         """What is going on, for Progressing and Reconciling."""
         if self.old:
-            said = f"{len(self.old)} of {len(self.live)} replicas are of an older revision"
+            said = f"{share_are(len(self.old), len(self.live), 'replica')} of an older revision"
             held = self.work.shape.held
             return Problem(reasons.ROLLOUT_IN_PROGRESS, f"{said}; {held.message}" if held else said)
         if len(self.live) < self.wanted or self.new_ready < self.wanted:
@@ -288,7 +293,7 @@ class _Facts:
                 and self.observed.decision.reason == reasons.WAKING
             ):
                 return Problem(reasons.WAKING, self.observed.decision.message)
-            return Problem(reasons.SCALING_UP, f"{self.ready_count} of {self.wanted} replicas are ready")
+            return Problem(reasons.SCALING_UP, f"{share_are(self.ready_count, self.wanted, 'replica')} ready")
         if self.draining:
             until = (
                 max(r.drain.at for r in self.draining if r.drain is not None)
@@ -296,11 +301,18 @@ class _Facts:
             )
             return Problem(
                 reasons.WAITING_FOR_DRAIN,
-                f"{len(self.draining)} replicas finish their streams, until {rfc3339(until)} at the latest",
+                f"{_finish(len(self.draining))} streams, until {rfc3339(until)} at the latest",
             )
         if len(self.live) > self.wanted:
-            return Problem(reasons.SCALING_DOWN, f"{len(self.live)} replicas live, {self.wanted} are wanted")
+            return Problem(
+                reasons.SCALING_DOWN,
+                f"{count_are(self.wanted, 'replica')} wanted and {there_are(len(self.live))}",
+            )
         return None
+
+
+def _finish(draining: int) -> str:
+    return "1 replica finishes its" if draining == 1 else f"{draining} replicas finish their"
 
 
 def _limit(type_: str, problem: Problem | None, fine: str) -> Verdict:

@@ -65,7 +65,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
         return tick.kept(
             Reason.OBJECTIVE_UNREACHABLE,
             f"an empty step takes {found.capacity.step_time_s * 1e3:.3g} ms of {policy.tpot_s * 1e3:.3g} ms timePerOutputToken,"
-            f" {TPOT_SHARE:.0%} of which may be planned; no number of replicas meets it",
+            f" {_percent(TPOT_SHARE)} of which may be planned, so no number of replicas meets it",
         )
     return tick.targeted()
 
@@ -145,7 +145,9 @@ class _Tick:
         if target == highest:
             return self.result(target, Reason.AT_MAXIMUM, f"{asked} are needed, maxReplicas is {highest}")
         return self.result(
-            target, Reason.STEP_LIMITED, f"{asked} are needed, {ready} are ready, at most {at_once} at once"
+            target,
+            Reason.STEP_LIMITED,
+            f"{asked} are needed, {ready} {_is(ready)} ready, at most {at_once} at once",
         )
 
     def down(self, floor: int) -> Decision:
@@ -159,7 +161,9 @@ class _Tick:
             return self.kept(Reason.DEMAND_UNKNOWN, f"{_gateways(sample.silent_gateways)} silent")
         if sample.silent_replicas:
             return self.kept(
-                Reason.LOAD_UNKNOWN, f"{sample.silent_replicas} of {supply.ready} ready replicas silent"
+                Reason.LOAD_UNKNOWN,
+                f"{sample.silent_replicas} of {supply.ready} ready {_plural('replica', supply.ready)} "
+                f"{_is(sample.silent_replicas)} silent",
             )
         left_s = cold_start_quantile_s(supply, 0.9) - (self.now - self.state.since_s)
         if left_s > 0:
@@ -178,7 +182,7 @@ class _Tick:
             would = self.terms.wanted
             return self.kept(
                 Reason.HOLDING_BEFORE_SCALE_DOWN,
-                f"{would} would do, held for another {left_s:.0f} s",
+                f"{would} {_plural('replica', would)} would do, held for another {left_s:.0f} s",
                 certain=True,
             )
         step = max(1, math.floor(DOWN_SHARE * supply.target))
@@ -194,7 +198,9 @@ class _Tick:
         return self.result(min(max(target, low), self.policy.max_replicas), reason, why, certain=certain)
 
     def result(self, replicas: int, reason: Reason, why: str = "", *, certain: bool = True) -> Decision:
-        message = sentence(self.sample, self.terms, replicas, why)
+        if reason is Reason.AT_MINIMUM:
+            why = f"minReplicas is {self.policy.min_replicas}"
+        message = sentence(self.sample, self.terms, why)
         return Decision(replicas, reason, message, self.terms, self.state, certain)
 
     def _why_up(self) -> Reason:
@@ -244,28 +250,41 @@ def _anybody_there(sample: Sample) -> bool:
 
 
 def _gateways(count: int) -> str:
-    return "1 gateway is" if count == 1 else f"{count} gateways are"
+    return f"{count} {_plural('gateway', count)} {_is(count)}"
 
 
-def sentence(sample: Sample, terms: Terms, replicas: int, why: str) -> str:
-    """`3 replicas: 2.31 of work arrives (prefill 1.90, decode 0.41), each carries 7.2 requests/s (limit TPOT), headroom 25 %`."""
-    said = [f"{replicas} {'replica' if replicas == 1 else 'replicas'}"]
-    if why:
-        said.append(f" ({why})")
-    said.append(": ")
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def sentence(sample: Sample, terms: Terms, why: str) -> str:
+    """`4 are needed, maxReplicas is 3; work for 2.31 replicas arrives (prefill 1.90, decode 0.41), forecast 2.00, each ...`.
+
+    Without the target: whoever shows the sentence says from where to where."""
     if terms.capacity_rps <= 0:
-        said.append("work unknown" if sample.demand is None else "nothing arrives")
-        return "".join(said)
-    if terms.forecast == 0 and terms.arriving == 0:
-        said.append("nothing arrives")
+        # Nothing is known of the work, so nothing is said of it.
+        return why or ("the work is not known" if sample.demand is None else "nothing arrives")
+    said = [f"{why}; "] if why else []
+    # What prints as 0.00 is nothing to a reader.
+    if terms.arriving < 0.005:
+        said.append("nothing arrives now" if terms.forecast >= 0.005 else "nothing arrives")
     else:
         decode = terms.arriving - terms.arriving_prefill
         said.append(
-            f"{terms.arriving:.2f} of work arrives (prefill {terms.arriving_prefill:.2f}, decode {decode:.2f})"
+            f"work for {terms.arriving:.2f} replicas arrives (prefill {terms.arriving_prefill:.2f}, decode {decode:.2f})"
         )
+    if terms.forecast >= 0.005:
         said.append(f", forecast {terms.forecast:.2f}")
     said.append(f", each carries {terms.capacity_rps:.3g} requests/s (limit {terms.bound})")
-    said.append(f", headroom {terms.headroom_ratio:.0%}".replace("%", " %"))
+    said.append(f", headroom {_percent(terms.headroom_ratio)}")
     if terms.backlog > 0:
         said.append(f", backlog {terms.backlog:.2f}")
     if terms.kv > 0:

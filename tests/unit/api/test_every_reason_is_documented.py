@@ -22,7 +22,8 @@ EFFECTS_ONLY = {"Wake", "Status", "Lease", "ReadLease", "Stopped"}
 
 def sources(package: str, under: str = "") -> list[Path]:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, package
+    assert spec is not None, package
+    assert spec.origin is not None, package
     return sorted((Path(spec.origin).parent / under).rglob("*.py"))
 
 

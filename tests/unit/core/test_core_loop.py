@@ -45,6 +45,7 @@ from moefleet_operator.core.events import (
 )
 from moefleet_operator.core.leadership import SETTLE_S
 from moefleet_operator.core.settings import CoreSettings
+from moefleet_testing.reading import faults
 
 WALL = 1_800_000_000.0
 FLEET = Key("models", "chat")
@@ -440,6 +441,42 @@ def test_deletion_creates_nothing_and_forgets_everything() -> None:
     desk.feed(ObjectChanged("MoEFleet", FLEET, None))
     assert desk.core.fleets() == {}
     assert desk.core.target(FLEET) is None
+
+
+def test_the_first_events_read_like_a_person_wrote_them() -> None:
+    desk = with_fleet()
+    desk.settle(2)
+    desk.feed(DecisionMade(FLEET, 3, "DemandRose", "work for 2.31 replicas arrives"))
+    told: list[str] = []
+    for _ in range(20):
+        told += [e.message for e in desk.all(EmitEvent)]
+        desk.carry_out(1)
+    texts = " | ".join(told)
+    assert "From 1 replica to 3: work for 2.31 replicas arrives" in texts
+    assert [text for text in told if faults(text)] == []
+
+
+def test_a_new_fleets_first_event_says_what_it_starts_from() -> None:
+    desk = with_fleet()
+    created = desk.take(CreatePod)
+    assert created.message == (
+        "1 replica is wanted and there is none: minReplicas is 1 and nothing is known of the load yet"
+    )
+
+
+def test_a_decision_that_a_bound_holds_is_a_condition_and_one_that_fits_is_none() -> None:
+    desk = with_fleet()
+    desk.settle(2)
+    desk.feed(DecisionMade(FLEET, 4, "AtMaximum", "6 are needed, maxReplicas is 4", 6))
+    desk.settle(3)
+    assert desk.conditions["ScalingLimited"] == (
+        "True",
+        "AtMaximum",
+        "the load needs 6 replicas, maxReplicas is 4",
+    )
+    desk.feed(DecisionMade(FLEET, 4, "AtMaximum", "maxReplicas is 4"))
+    desk.settle(3)
+    assert desk.conditions["ScalingLimited"][:2] == ("False", "NotLimited")
 
 
 def test_twenty_creates_are_one_event() -> None:

@@ -130,6 +130,23 @@ def test_a_decision_is_told_when_it_changes_and_not_every_tick() -> None:
     assert [(d.replicas, d.reason) for d in desk.tick()] == [(1, "DemandUnknown")]
 
 
+def test_what_the_load_needs_is_told_when_a_bound_holds_it_and_only_then() -> None:
+    desk = Desk()
+    assert [d.needed for d in desk.tick()] == [None]
+    # 200 requests a second of 2000 tokens each: more than four replicas carry.
+    told: list[DecisionMade] = []
+    for n in range(1, 9):
+        arrivals = 1000.0 * n
+        desk.hub.demand = DemandTotals(
+            arrivals=arrivals, prompt_tokens=2000 * arrivals, output_tokens=300 * arrivals
+        )
+        told += desk.tick()
+    last = told[-1]
+    assert (last.replicas, last.reason) == (4, "AtMaximum")
+    assert last.needed is not None
+    assert last.needed > 4
+
+
 def test_numbers_are_told_when_they_change() -> None:
     desk = Desk()
     for _ in range(3):

@@ -39,6 +39,7 @@ PORT_TAKEN = starting(
     reason="Error",
     message='{"reason": "AddressUnavailable", "message": "listen [::]:8500: Address already in use"}\n',
 )
+LOADED = a_fleet(mode="Automatic", max_replicas=1)
 NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not found")
 
 
@@ -64,6 +65,10 @@ NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not 
         ("no gateway", observed(replace(starting(0), pod=replace(ready(0).pod, conditions={k: v for k, v in ready(0).pod.conditions.items() if k == "ContainersReady"})), gateways=()), {"Ready": "False/NoGateway"}),
         ("pods fail one after the other", observed(failed(0), failed(1)), {"Ready": "False/PodEvicted"}),
         ("the API server refuses pods", observed(refused={"create": Problem("PodRefused", "violates PodSecurity")}), {"Ready": "False/PodRefused", "Stalled": "True/PodRefused"}),
+        ("the load needs more than maxReplicas", observed(ready(0), fleet=LOADED, decision=Decision(1, "AtMaximum", "4 are needed", 4)), {"ScalingLimited": "True/AtMaximum"}),
+        ("the load needs more than may start at once", observed(ready(0), fleet=LOADED, decision=Decision(1, "StepLimited", "12 are needed", 12)), {"ScalingLimited": "True/StepLimited"}),
+        ("maxReplicas was lowered, and that is enough", observed(ready(0), fleet=LOADED, decision=Decision(1, "AtMaximum", "maxReplicas is 1")), {"ScalingLimited": "False/NotLimited"}),
+        ("the load needs more, but it is not a bound that holds it", observed(ready(0), fleet=LOADED, decision=Decision(1, "DemandUnknown", "1 gateway is silent", 4)), {"ScalingLimited": "False/NotLimited"}),
         ("more is wanted than maxReplicas", observed(*[ready(i) for i in range(8)], fleet=a_fleet(replicas=9)), {"ScalingLimited": "True/AtMaximum"}),
     ],
 )  # fmt: skip

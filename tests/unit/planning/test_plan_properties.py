@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from moefleet_testing.builders import (
     starting,
     terminating,
 )
+from moefleet_testing.reading import faults
 
 MAKERS = ("ready", "starting", "pending", "stuck", "draining", "drained", "resumed", "terminating", "failed")
 
@@ -209,3 +211,17 @@ def test_deletion_does_nothing(seen: Observed) -> None:
     made = plan(replace(seen, fleet=replace(seen.fleet, deleting=True)), NOW)
     assert made.steps == ()
     assert made.status is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets())
+def test_every_sentence_counts_as_people_do(seen: Observed) -> None:
+    for _ in range(4):
+        made = plan(seen, NOW)
+        status: Any = made.status or {}
+        said = [step.message for step in made.steps] + list(made.waits) + [made.target.message]
+        said += [condition["message"] for condition in status.get("conditions", ())]
+        said += [mark.message for s in made.steps if isinstance(s, MarkConditions) for mark in s.marks]
+        wrong = {text: faults(text) for text in said if faults(text)}
+        assert wrong == {}
+        seen = apply(seen, made)
