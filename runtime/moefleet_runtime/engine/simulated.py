@@ -2,7 +2,8 @@
 
 `SimulatedReplica` knows what each step does and when it ends; here it is held against the clock. Each step ends when the
 calibration says, whatever the machine was doing: after a late wake-up, the steps that are over are caught up with, each at
-its own time, so that a busy machine makes tokens late but never makes the replica slower.
+its own time, so that a busy machine makes tokens late but never makes the replica slower. A process that stood still for
+longer than `STALL_S` and than a step (SIGSTOP, a frozen node) has lost that time, as a real one has.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from zlib import crc32
 import moefleet_perf as perf
 import pytest
 from moefleet_runtime.engine.base import EngineFull, EngineRequest, Finish, RequestInvalid, TokenDelta
-from moefleet_runtime.engine.simulated_replica import BLOCK_TOKENS, SimulatedReplica, block_hashes
+from moefleet_runtime.engine.simulated_replica import BLOCK_TOKENS, STALL_S, SimulatedReplica, block_hashes
 
 NODE = perf.load_calibration("deepseek-v2-8xh800")
 SMALL = perf.with_limits(NODE, max_sequences=4, max_batch_tokens=64, kv_max_tokens=10_000)
@@ -182,13 +182,15 @@ def test_steps_add_up_to_what_a_fit_gives_back() -> None:
 
 
 def test_a_late_wake_up_catches_up_each_step_at_its_own_time() -> None:
+    fast = perf.scaled(NODE, 10)
     arrivals = [(0.0, request("a", 10, 50))]
-    prompt_driven = simulated()
+    prompt_driven = simulated(fast)
     on_time = drive(prompt_driven, arrivals)["a"]
-    late = simulated()
+    assert on_time.at_s[-1] < STALL_S
+    late = simulated(fast)
     late.submit(arrivals[0][1], (), 0.0)
     late.catch_up(0.0)
-    (delta,) = late.catch_up(1000.0)
+    (delta,) = late.catch_up(STALL_S)
     assert list(delta.tokens) == on_time.tokens
     assert delta.finish is Finish.LENGTH
     assert late.load().steps == prompt_driven.load().steps
@@ -197,7 +199,51 @@ def test_a_late_wake_up_catches_up_each_step_at_its_own_time() -> None:
     late.catch_up(5000.0)
     due_s = late.due_s()
     assert due_s is not None
-    assert due_s == pytest.approx(5000.0 + NODE.step.step_time_s(10, 0, 0))
+    assert due_s == pytest.approx(5000.0 + fast.step.step_time_s(10, 0, 0))
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.02])
+def test_a_process_that_stood_still_has_lost_that_time(speed: float) -> None:
+    """Stopped in a step: that step ends with the process's return, and the next one takes its full time."""
+    calibration = perf.scaled(NODE, speed)
+    engine = simulated(calibration)
+    engine.submit(request("a", 10, 50), (), 0.0)
+    engine.catch_up(0.0)
+    first_s = engine.due_s()
+    assert first_s is not None
+    back_s = first_s + max(STALL_S, calibration.step.step_time_s(10, 0, 0)) * 1.01
+    (delta,) = engine.catch_up(back_s)
+    assert len(delta.tokens) == 1
+    due_s = engine.due_s()
+    assert due_s is not None
+    assert due_s == pytest.approx(back_s + calibration.step.step_time_s(0, 1, 11))
+    assert engine.catch_up(due_s - 1e-9) == []
+    # The pause is nobody's step: what a fit of step times learns stays the calibration.
+    assert engine.load().steps.time_s == pytest.approx(first_s)
+
+
+def test_a_replica_that_is_stopped_most_of_the_time_makes_as_much_less() -> None:
+    def tokens(awake_s: float) -> int:
+        engine = simulated()
+        engine.submit(request("a", 10, 100_000), (), 0.0)
+        made = 0
+        for tick in range(10_000):  # 10 s in steps of 1 ms; of each second only the beginning is lived
+            if tick % 1000 < awake_s * 1000:
+                made += sum(len(d.tokens) for d in engine.catch_up(tick / 1000))
+        return made
+
+    whole, fifth = tokens(1.0), tokens(0.2)
+    assert whole > 100
+    # One step a second is lost in the stop: it ends with the return.
+    assert 0.1 * whole < fifth < 0.3 * whole
+
+
+def test_who_came_while_the_process_stood_still_begins_with_its_return() -> None:
+    engine = simulated()
+    engine.submit(request("a", 10, 2), (), 0.0)
+    assert engine.catch_up(10.0) == []
+    due_s = engine.due_s()
+    assert due_s == pytest.approx(10.0 + NODE.step.step_time_s(10, 0, 0))
 
 
 # -- requests
