@@ -55,9 +55,6 @@ from .translate import Common, effect_of, group_of, signature_of
 PASSES_PER_CALL = 16
 # Times that a plan asks for are never now again: what is due at this moment has just been looked at.
 LATER_S = 0.05
-# What pods and gateways tell within so long after a pass is looked at together: twenty replicas that start side by side are
-# then registered by one pass, and the controllers of endpoints and budgets write once for several of them.
-GATHER_S = 0.2
 
 # Group of Events: whatever becomes of them, nothing follows from it.
 _EVENT = "event"
@@ -140,8 +137,7 @@ class Core:
                 for uid in self._reports.telemetry(event):
                     self._memory.unresumable.discard(uid)
                     pod = self._store.pod_by_uid(uid)
-                    fleet_told = self._store.fleet_of_pod(pod) if pod is not None else None
-                    self._touch(fleet_told, self._gathered(fleet_told, now))
+                    self._touch(self._store.fleet_of_pod(pod) if pod is not None else None, now)
             case DecisionMade(fleet=fleet):
                 if self._reports.decision(event):
                     self._touch(fleet, now)
@@ -160,14 +156,11 @@ class Core:
 
     def _changed(self, kind: Kind, fleets: set[Key], now: float, gone: bool) -> None:
         for fleet in fleets:
-            self._touch(fleet, self._gathered(fleet, now) if kind == "Pod" else now)
+            self._touch(fleet, now)
         if kind == "Node" or (kind == "Pod" and gone):
             # Room may have become free.
             for fleet in self._memory.want_room:
                 self._touch(fleet, now)
-
-    def _gathered(self, fleet: Key | None, now: float) -> float:
-        return now if fleet is None else max(now, self._memory.passed_at.get(fleet, float("-inf")) + GATHER_S)
 
     def _touch(self, fleet: Key | None, at: float) -> None:
         if fleet is None:
@@ -211,7 +204,6 @@ class Core:
                 self._notify(key, [Notice("Warning", "Reconcile", "InternalError", self._errors[key])], now)
 
     def _pass(self, key: Key, record: FleetRecord, now: float, wall: float) -> None:
-        self._memory.passed_at[key] = now
         made = self._plan(key, record, now, wall)
         later = [now + (made.wake_at - wall)] if made.wake_at is not None else []
         run = Run()
