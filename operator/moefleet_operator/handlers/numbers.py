@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from moefleet_operator.api import MoEFleetSpec
+from moefleet_operator.api.base import SIGNED_DECIMAL_PATTERN
 from moefleet_operator.core.events import Json
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Terms
 from moefleet_operator.scaling.economics import Pricing, PricingError, Throughput, economics
 from moefleet_operator.telemetry import Figures
+
+# Beyond it a number is a mistake of whoever measured, and the API server refuses a status that holds it.
+SANE_MAX: Final = 1e12
 
 
 def numbers(
@@ -19,15 +27,16 @@ def numbers(
     replicas: Sequence[Replica],
     cold_starts_s: Sequence[float],
 ) -> Json:
-    """Fields of MoEFleet.status; what is not known is absent."""
+    """Fields of MoEFleet.status; what is not known, or cannot be, is absent."""
+    figures = _sane(figures)
     found: dict[str, dict[str, int | str]] = figures.as_status()
     ready = sum(1 for replica in replicas if replica.ready)
     found["throughput"] = {**found.get("throughput", {}), **_capacity(figures, terms, ready)}
     cost = _economics(spec, figures, replicas)
     if cost:
         found["economics"] = dict(cost)
-    if cold_starts_s:
-        ordered = sorted(cold_starts_s)
+    ordered = sorted(seconds for seconds in cold_starts_s if _is_sane(seconds))
+    if ordered:
         found["coldStart"] = {
             "p50": _seconds(_quantile(ordered, 0.5)),
             "p90": _seconds(_quantile(ordered, 0.9)),
@@ -40,11 +49,12 @@ def _capacity(figures: Figures, terms: Terms, ready: int) -> dict[str, int | str
     if terms.capacity_output_tok_s <= 0 or ready == 0:
         return {}
     output_tok_s = terms.capacity_output_tok_s * ready
-    return {
-        "capacityInputTokensPerSecond": round(terms.capacity_input_tok_s * ready),
-        "capacityOutputTokensPerSecond": round(output_tok_s),
-        "utilizationPercent": round(100 * figures.output_tok_s / output_tok_s),
+    found = {
+        "capacityInputTokensPerSecond": terms.capacity_input_tok_s * ready,
+        "capacityOutputTokensPerSecond": output_tok_s,
+        "utilizationPercent": 100 * figures.output_tok_s / output_tok_s,
     }
+    return {name: round(value) for name, value in found.items() if _is_sane(value)}
 
 
 def _economics(spec: MoEFleetSpec, figures: Figures, replicas: Sequence[Replica]) -> dict[str, str]:
@@ -58,7 +68,31 @@ def _economics(spec: MoEFleetSpec, figures: Figures, replicas: Sequence[Replica]
     throughput = Throughput(figures.input_tok_s, figures.cached_tok_s, figures.output_tok_s)
     # Paid for: whoever holds GPUs, draining and starting ones too.
     paid = sum(1 for replica in replicas if replica.pod.node and not replica.pod.finished)
-    return economics(pricing, throughput, gpus_per_replica=spec.replica.gpus, replicas=paid).as_status()
+    found = economics(pricing, throughput, gpus_per_replica=spec.replica.gpus, replicas=paid).as_status()
+    # A price divided by almost no tokens has more digits than a status takes, and says nothing.
+    return {name: value for name, value in found.items() if re.fullmatch(SIGNED_DECIMAL_PATTERN, value)}
+
+
+def _is_sane(value: float) -> bool:
+    return math.isfinite(value) and 0 <= value <= SANE_MAX
+
+
+def _sane(figures: Figures) -> Figures:
+    def rate(value: float) -> float:
+        return value if _is_sane(value) else 0.0
+
+    def measured(value: float | None) -> float | None:
+        return value if value is not None and _is_sane(value) else None
+
+    return replace(
+        figures,
+        input_tok_s=rate(figures.input_tok_s),
+        cached_tok_s=rate(figures.cached_tok_s),
+        output_tok_s=rate(figures.output_tok_s),
+        ttft_p99_s=measured(figures.ttft_p99_s),
+        tpot_p99_s=measured(figures.tpot_p99_s),
+        attainment_percent=measured(figures.attainment_percent),
+    )
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

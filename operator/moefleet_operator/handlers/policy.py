@@ -22,6 +22,8 @@ from moefleet_operator.scaling import Policy, Supply
 TENSORRT_LLM_CALIBRATION: Final = "deepseek-v2-8xh800"
 # The Simulated engine's own default.
 SIMULATED_CALIBRATION: Final = "deepseek-v2-8xh800"
+# As the engine takes it: a replica with more does not start.
+SPEED_MAX: Final = 1000.0
 # The tiny checkpoint on CPU cores; other checkpoints on the Torch engine are for tests, too.
 TORCH_CALIBRATION_PREFIX: Final = "tiny"
 # As Supply has it.
@@ -50,7 +52,7 @@ def calibration(engine: EngineSpec) -> Calibration | None:
                 ranks = engine.parallelism.tensor if engine.parallelism.attention_data else 1
                 named = load_calibration(engine.args.get("calibration", SIMULATED_CALIBRATION))
                 limited = _limited(named, engine, ranks)
-                return scaled(limited, float(engine.args.get("speed", 1.0)))
+                return scaled(limited, _speed(engine))
             case "Torch":
                 tiny = [n for n in calibration_names() if n.startswith(TORCH_CALIBRATION_PREFIX)]
                 return _limited(load_calibration(tiny[0]), engine, 1) if tiny else None
@@ -59,6 +61,13 @@ def calibration(engine: EngineSpec) -> Calibration | None:
     except (CalibrationError, TypeError, ValueError):
         # Wrong arguments are the planner's to tell; here they only mean that the capacity is not known.
         return None
+
+
+def _speed(engine: EngineSpec) -> float:
+    speed = float(engine.args.get("speed", 1.0))
+    if not 0 < speed <= SPEED_MAX:
+        raise ValueError(f"speed: wanted more than 0 and at most {SPEED_MAX:g}, found {speed!r}")
+    return speed
 
 
 def _limited(named: Calibration, engine: EngineSpec, ranks: int) -> Calibration:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from moefleet_operator import names
 from moefleet_operator.api import MoEFleetSpec
+from moefleet_operator.api import conditions as reasons
 from moefleet_operator.core.events import DecisionMade, Event, Json, Key, NumbersMeasured
 from moefleet_operator.core.ports import View
 from moefleet_operator.kube.clock import Clock
@@ -65,6 +66,8 @@ class Sizing:
         self._clock = clock
         self._metrics = metrics
         self._memories: dict[Key, _Memory] = {}
+        # What was said of fleets that could not be decided on.
+        self._errors: dict[Key, str] = {}
         self._targets: tuple[frozenset[GatewayTarget], frozenset[ReplicaTarget]] | None = None
 
     async def run(self) -> None:
@@ -116,6 +119,7 @@ class Sizing:
             for fleet in self._memories:
                 self._metrics.forget(fleet.namespace, fleet.name)
             self._memories.clear()
+            self._errors.clear()
             return
         wall = self._clock.wall()
         for fleet, raw in fleets.items():
@@ -124,7 +128,27 @@ class Sizing:
             except ValidationError:
                 # The planner says what is wrong with it.
                 continue
-            self._decide(fleet, _uid(raw), spec, wall)
+            try:
+                self._decide(fleet, _uid(raw), spec, wall)
+                self._errors.pop(fleet, None)
+            # One fleet that we cannot decide on must not stop the others, as in the core; it is tried again, and it is said.
+            except Exception as error:
+                self._failed(fleet, spec, error)
+
+    def _failed(self, fleet: Key, spec: MoEFleetSpec, error: Exception) -> None:
+        memory = self._memories.get(fleet)
+        if memory is not None:
+            # It may be what the law remembers that broke it.
+            memory.state = None
+        said = f"{type(error).__name__}: {error}"
+        if self._errors.get(fleet) == said:
+            return
+        self._errors[fleet] = said
+        log.error(reasons.INTERNAL_ERROR, fleet=str(fleet), message=said, exc_info=error)
+        if memory is not None:
+            memory.told = None
+        if spec.scaling.mode != "External":
+            self._emit(DecisionMade(fleet, None, reasons.INTERNAL_ERROR, said))
 
     def _decide(self, fleet: Key, uid: str, spec: MoEFleetSpec, wall: float) -> None:
         memory = self._memories.get(fleet)
@@ -194,6 +218,7 @@ class Sizing:
 
     def _forget(self, fleet: Key) -> None:
         del self._memories[fleet]
+        self._errors.pop(fleet, None)
         self._hub.forget(fleet)
         self._metrics.forget(fleet.namespace, fleet.name)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from typing import Any
 
 import pytest
+from moefleet_operator.api.status import MoEFleetStatus, ThroughputStatus
 from moefleet_operator.handlers.numbers import numbers
 from moefleet_operator.handlers.policy import calibration, cold_start_s, policy, supply
 from moefleet_operator.planning.observed import Replica
@@ -152,3 +156,34 @@ def test_numbers_for_people() -> None:
 def test_what_is_not_known_is_absent() -> None:
     found = numbers(a_resource().spec, Figures(), Terms(), [], [])
     assert found == {"throughput": {"inputTokensPerSecond": 0, "outputTokensPerSecond": 0}}
+
+
+@pytest.mark.parametrize("speed", [0, -1, 1001, 1e308, "nan", "inf", [2]])
+def test_a_speed_that_the_engine_refuses_is_no_capacity(speed: Any) -> None:
+    assert calibration(engine("Simulated", args={"speed": speed})) is None
+
+
+@pytest.mark.parametrize("speed", [1000, 0.001, "0.5"])
+def test_a_speed_that_the_engine_takes_is_counted_on(speed: Any) -> None:
+    assert calibration(engine("Simulated", args={"speed": speed})) is not None
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, 1e300, -math.inf])
+def test_a_number_beyond_all_sense_is_absent(odd: float) -> None:
+    pricing = {
+        "currency": "CNY",
+        "inputPerMillionTokens": "1",
+        "outputPerMillionTokens": "2",
+        "gpuHourCost": "14",
+    }
+    found = numbers(
+        a_resource(pricing=pricing).spec,
+        Figures(input_tok_s=odd, cached_tok_s=odd, output_tok_s=odd, ttft_p99_s=odd, attainment_percent=odd),
+        Terms(capacity_input_tok_s=odd, capacity_output_tok_s=odd),
+        [replica(0, conditions=READY)],
+        [odd],
+    )
+    status = MoEFleetStatus.model_validate(found)
+    for count in (status.throughput or ThroughputStatus()).model_dump().values():
+        assert count is None or count <= 10**15
+    assert not re.search(r"nan|inf|\d{20}", json.dumps(found, allow_nan=False).lower())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 from moefleet_operator.core.events import DecisionMade, Event, Json, Key, NumbersMeasured
 from moefleet_operator.handlers.sizing import Sizing
@@ -68,8 +69,11 @@ class Hub(TelemetryHub):
         self.gateways: set[GatewayTarget] | None = None
         self.replicas: set[ReplicaTarget] | None = None
         self.told = 0
+        self.broken: set[Key] = set()
 
     def sample(self, fleet: Key, policy: Policy, supply: Supply, now: float) -> Sample:
+        if fleet in self.broken:
+            raise ValueError("a defect")
         return Sample(policy=policy, supply=supply, demand=self.demand, silent_gateways=self.silent)
 
     def history(self, fleet: Key, now: float) -> list[Any]:
@@ -215,3 +219,47 @@ def test_the_hub_hears_of_pods_when_they_change() -> None:
     desk.sightings += 1
     desk.sizing.listen()
     assert desk.hub.replicas == set()
+
+
+BROKEN = Key("models", "broken")
+
+
+def load(n: int) -> DemandTotals:
+    return DemandTotals(arrivals=50.0 * n, prompt_tokens=50_000.0 * n, output_tokens=5_000.0 * n)
+
+
+def test_a_speed_beyond_all_sense_harms_no_fleet() -> None:
+    desk = Desk()
+    absurd = fleet()
+    absurd = {
+        **absurd,
+        "spec": {**absurd["spec"], "engine": {**absurd["spec"]["engine"], "args": {"speed": 1e308}}},
+    }
+    desk.world.raw = {BROKEN: absurd, CHAT: fleet()}
+    decided: set[Key] = set()
+    for n in range(1, 13):
+        desk.hub.demand = load(n)
+        decided |= {decision.fleet for decision in desk.tick()}
+    assert decided == {BROKEN, CHAT}
+
+
+def test_a_defect_at_one_fleet_is_said_once_and_the_others_are_decided() -> None:
+    desk = Desk()
+    desk.world.raw = {BROKEN: fleet(), CHAT: fleet()}
+    desk.hub.broken = {BROKEN}
+    first = desk.tick()
+    assert [(d.fleet, d.replicas, d.reason) for d in first] == [
+        (BROKEN, None, "InternalError"),
+        (CHAT, 1, ANY),
+    ]
+    assert first[0].message == "ValueError: a defect"
+    assert desk.tick() == [], "the same error is no news"
+    desk.hub.broken = set()
+    assert [d.fleet for d in desk.tick()] == [BROKEN], "it is decided on again as soon as it can be"
+
+
+def test_a_defect_at_a_fleet_that_scaling_does_not_steer_is_not_its_decision() -> None:
+    desk = Desk()
+    desk.world.raw = {CHAT: fleet("External")}
+    desk.hub.broken = {CHAT}
+    assert desk.tick() == []
