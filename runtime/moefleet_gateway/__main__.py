@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _picker(settings: Settings, static: Path | None) -> int:
     import uvloop
 
+    from moefleet_gateway.listening import bindable, ipv6_works
     from moefleet_gateway.server import serve
     from moefleet_gateway.watching import Source
     from moefleet_gateway.watching.kubernetes import Kubernetes
@@ -71,7 +72,7 @@ def _picker(settings: Settings, static: Path | None) -> int:
     source: Source = (
         StaticFile(static) if static else Kubernetes(settings.kubeconfig, settings.watch_namespaces)
     )
-    uvloop.run(serve(settings, source))
+    uvloop.run(serve(bindable(settings, ipv6_works()), source))
     return 0
 
 

@@ -1,10 +1,10 @@
 """Everything that can be set, from the environment, read once. A value that cannot be parsed stops the start.
 
 MOEFLEET_RUN_DIR            /run/moefleet    folder shared with the envoy container: picker.sock, admin.sock, envoy.json
-MOEFLEET_LISTEN             0.0.0.0:8080     Envoy's listener for consumers, h2c ([::]:8080 takes both families)
-MOEFLEET_CONTROL_LISTEN     0.0.0.0:8502     GatewayService for the operator (needs the credential)
-MOEFLEET_HEALTH_LISTEN      0.0.0.0:8503     grpc.health.v1 of the picker for probes: `readiness`, `liveness`
-MOEFLEET_METRICS_LISTEN     0.0.0.0:9091     HTTP /metrics (picker) and /metrics/envoy
+MOEFLEET_LISTEN             [::]:8080        Envoy's listener for consumers, h2c; [::] takes IPv4 too, as in the next three
+MOEFLEET_CONTROL_LISTEN     [::]:8502        GatewayService for the operator (needs the credential)
+MOEFLEET_HEALTH_LISTEN      [::]:8503        grpc.health.v1 of the picker for probes: `readiness`, `liveness`
+MOEFLEET_METRICS_LISTEN     [::]:9091        HTTP /metrics (picker) and /metrics/envoy
 MOEFLEET_CONTROL_KEY_FILE   (empty)          the release's control key; empty: no credentials, by hand and in tests only
 MOEFLEET_WATCH_NAMESPACES   (empty)          comma list; empty: all namespaces
 MOEFLEET_HOLD_MAX_S         600              no request is held longer, whatever its fleet's limits.hold says
@@ -81,10 +81,10 @@ def load(env: Mapping[str, str]) -> Settings:
     key_file = env.get("MOEFLEET_CONTROL_KEY_FILE", "")
     return Settings(
         run_dir=Path(env.get("MOEFLEET_RUN_DIR") or "/run/moefleet"),
-        listen=_host_port(env, "MOEFLEET_LISTEN", "0.0.0.0:8080"),
-        control_listen=_host_port(env, "MOEFLEET_CONTROL_LISTEN", "0.0.0.0:8502"),
-        health_listen=_host_port(env, "MOEFLEET_HEALTH_LISTEN", "0.0.0.0:8503"),
-        metrics_listen=_host_port(env, "MOEFLEET_METRICS_LISTEN", "0.0.0.0:9091"),
+        listen=_host_port(env, "MOEFLEET_LISTEN", "[::]:8080"),
+        control_listen=_host_port(env, "MOEFLEET_CONTROL_LISTEN", "[::]:8502"),
+        health_listen=_host_port(env, "MOEFLEET_HEALTH_LISTEN", "[::]:8503"),
+        metrics_listen=_host_port(env, "MOEFLEET_METRICS_LISTEN", "[::]:9091"),
         control_key_file=Path(key_file) if key_file else None,
         watch_namespaces=tuple(
             n.strip() for n in env.get("MOEFLEET_WATCH_NAMESPACES", "").split(",") if n.strip()

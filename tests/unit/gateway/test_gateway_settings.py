@@ -1,6 +1,7 @@
 """Settings, the control credential and rich errors."""
 
 import base64
+import errno
 from pathlib import Path
 
 import pytest
@@ -8,17 +9,39 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import status_pb2
 from moefleet_gateway.credentials import Credentials, bearer_matches, decode_key
 from moefleet_gateway.errors import immediate
+from moefleet_gateway.listening import bindable, ipv6_works
 from moefleet_gateway.picking.refusals import bad_request, queue_full, unknown_model
-from moefleet_gateway.settings import SettingsError, load
+from moefleet_gateway.settings import Settings, SettingsError, load
+
+
+def listens(settings: Settings) -> list[str]:
+    at = (settings.listen, settings.control_listen, settings.health_listen, settings.metrics_listen)
+    return [str(one) for one in at]
+
+
+def test_without_ipv6_the_wildcard_is_that_of_ipv4_and_a_named_address_stays() -> None:
+    settings = load({"MOEFLEET_METRICS_LISTEN": "127.0.0.1:9"})
+    assert bindable(settings, ipv6=True) == settings
+    assert listens(bindable(settings, ipv6=False)) == [
+        "0.0.0.0:8080",
+        "0.0.0.0:8502",
+        "0.0.0.0:8503",
+        "127.0.0.1:9",
+    ]
+
+
+@pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_kernel_without_ipv6_is_noticed(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, "no IPv6")
+
+    monkeypatch.setattr("socket.socket.bind", refuse)
+    assert not ipv6_works()
 
 
 def test_defaults() -> None:
     settings = load({})
-    assert [str(at) for at in (settings.listen, settings.control_listen, settings.health_listen)] == [
-        "0.0.0.0:8080",
-        "0.0.0.0:8502",
-        "0.0.0.0:8503",
-    ]
+    assert listens(settings) == ["[::]:8080", "[::]:8502", "[::]:8503", "[::]:9091"]
     assert (settings.watch_namespaces, settings.control_key_file) == ((), None)
     assert (settings.hold_max_s, settings.drain_s, settings.envoy_concurrency) == (600, 900, 2)
 
