@@ -17,6 +17,8 @@ from moefleet_gateway.picking.facts import Fleet
 
 # A replica that does not answer in this time is not worth the caller's wait.
 ABORT_TIMEOUT_S = 2.0
+# Pods are never behind a proxy; without this gRPC obeys http_proxy of the environment.
+_CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0))
 log = structlog.get_logger()
 
 
@@ -37,7 +39,7 @@ class Aborts:
 
     async def _abort(self, address: str, uid: str, fleet: Fleet, request_id: str) -> None:
         metadata = ((names.POD_UIDS, uid), (names.MODEL, fleet.model))
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = trtllm_service_pb2_grpc.TrtllmServiceStub(channel)
             try:
                 request = trtllm_service_pb2.AbortRequest(request_id=request_id)

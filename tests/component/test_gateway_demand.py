@@ -104,7 +104,8 @@ async def test_trtllm_finds_its_fleet_by_authority_or_header(rig: Rig) -> None:
 
 
 async def test_abort_goes_where_the_request_went_also_through_another_gateway() -> None:
-    one, two = Rig(), Rig()
+    # The proxy of the environment, where nobody listens, is for the outside and not for pods.
+    one, two = Rig(), Rig(http_proxy="http://127.0.0.1:9", no_proxy="")
     try:
         replicas = []
         for rig in (one, two):
