@@ -15,8 +15,10 @@ from moefleet_gateway.picking.facts import Load, Replica
 # All replicas together may send so many samples a second to this picker (about 5 % of a core).
 SAMPLES_PER_S = 500
 INTERVAL_MIN_MS, INTERVAL_MAX_MS = 250, 5000
-# No sample for this long is a broken stream too (a node that lost power sends no reset). Four samples, and at
-# least 3 s: a busy machine must not look dead.
+# No sample for this long is a broken stream too (a node that lost power sends no reset). A reset is knowledge and
+# withdraws at once; silence is a guess. Four samples, and at least 3 s: a replica, or this picker, that waits for a
+# processor is silent for a second or two and serves on, and to withdraw all replicas of a busy node at once would
+# send their work to the others. The price: for 3 s new requests still go to a replica that is stopped, and wait.
 SILENCE_MIN_S = 3.0
 SILENCE_SAMPLES = 4
 # A pod that is starting answers soon; one that is unreachable for long is asked every few seconds.
