@@ -9,7 +9,6 @@ import grpc
 import structlog
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as rpc
 
 from moefleet_gateway import headers as names
 from moefleet_gateway.aborts import Aborts
@@ -27,19 +26,32 @@ STREAM_GRACE_S = 5.0
 # A client ends its call itself, with a clear status, when its deadline comes. Envoy and the replica count from later
 # on and could only reset the stream; they end it this much after, for a client that is gone without a word.
 DEADLINE_MARGIN_S = 5.0
-_GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse())
+_GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
-class Picker(rpc.ExternalProcessorServicer):  # type: ignore[misc]
+class Picker:
+    """Registered as a method with one response: gRPC then sends the last answer and the end of the stream in one batch,
+    which is a tenth of what a pick costs. On the wire nothing tells it from the stream that Envoy expects; the first
+    answer is written by hand, as bytes, because such a method's context has no serializer."""
+
     def __init__(self, gateway: Gateway, aborts: Aborts) -> None:
         self._gateway = gateway
         self._aborts = aborts
 
-    async def Process(
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        process = grpc.stream_unary_rpc_method_handler(
+            self._process,
+            request_deserializer=pb.ProcessingRequest.FromString,
+            response_serializer=pb.ProcessingResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(_SERVICE, {"Process": process})
+
+    async def _process(
         self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    ) -> Any:
         headers: dict[str, str] = {}
         while (message := await context.read()) is not grpc.aio.EOF:
             kind = message.WhichOneof("request")
@@ -49,14 +61,13 @@ class Picker(rpc.ExternalProcessorServicer):  # type: ignore[misc]
                     for h in message.request_headers.headers.headers
                 }
                 if message.request_headers.end_of_stream:
-                    await context.write(immediate(bad_request("message", "the request has no message")))
-                    return
+                    return immediate(bad_request("message", "the request has no message"))
                 await context.write(_GO_ON)
             elif kind == "request_body":
-                await context.write(await self._answer(headers, message.request_body.body))
                 # Ending it here is what frees the request of this process: Envoy itself keeps the stream open as
                 # long as the answer runs, and would reset the answer with it when the picker dies.
-                return
+                return await self._answer(headers, message.request_body.body)
+        return pb.ProcessingResponse()  # Envoy left before it asked; nobody reads this
 
     async def _answer(self, headers: dict[str, str], body: bytes) -> Any:
         gateway = self._gateway

@@ -14,7 +14,6 @@ import structlog
 from aiohttp import web
 from envoy.service.accesslog.v3 import als_pb2_grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from moefleet.gateway.v1 import gateway_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
@@ -140,9 +139,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _picker_server(gateway: Gateway, settings: Settings) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=_PICKER_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(gateway.ads, server)
-    external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server(
-        Picker(gateway, Aborts(gateway)), server
-    )
+    server.add_generic_rpc_handlers((Picker(gateway, Aborts(gateway)).handler(),))
     als_pb2_grpc.add_AccessLogServiceServicer_to_server(AccessLog(gateway), server)
     consumer_health = add_consumer_services(server, gateway)
     # A socket that a killed picker left behind would be "in use".
