@@ -13,8 +13,9 @@ from typing import assert_never
 from moefleet_operator.api import API_VERSION, KIND
 from moefleet_operator.api import conditions as reasons
 from moefleet_operator.planning.facts import PodFacts
-from moefleet_operator.planning.observed import Replica
+from moefleet_operator.planning.observed import Observed, Replica
 from moefleet_operator.planning.plan import plan
+from moefleet_operator.planning.shape import wants_room
 from moefleet_operator.planning.status import invalid_status
 from moefleet_operator.planning.steps import AnyStep, CallDrain, CallResume, CreateReplica, Plan
 from moefleet_operator.planning.writing import NUMBERS_EVERY_S, retargets, write_at
@@ -42,7 +43,7 @@ from .events import (
 )
 from .gather import Gatherer
 from .leadership import Leadership
-from .memory import FORGET_S, Memory
+from .memory import CREATE, FORGET_S, STATUS, Memory
 from .ports import Jitter
 from .queue import WorkQueue
 from .reports import Reports
@@ -236,6 +237,12 @@ class Core:
             creating=sum(run.creates for run in self._runs.values()),
             now=now,
         )
+        if self._memory.keep_refused(key, _wanted_groups(observed, made)):
+            # What was refused is wanted no more, so it is no problem any more.
+            observed = replace(
+                observed, refused=self._memory.refused(key, {r.uid for r in observed.replicas})
+            )
+            made = plan(observed, wall)
         made = plan(observed, wall)
         self._memory.targets[key] = made.target.replicas
         (self._memory.want_room.add if made.wants_room else self._memory.want_room.discard)(key)
@@ -300,7 +307,7 @@ class Core:
             subresource="status",
         )
         effect_id = self._emit(effect)
-        self._under_way[effect_id] = Waiting(key, "status", signature, None, draft)
+        self._under_way[effect_id] = Waiting(key, STATUS, signature, None, draft)
         run.pending.add(effect_id)
         return None
 
@@ -382,6 +389,14 @@ class Core:
 
     def _forget(self, now: float) -> None:
         """Every minute: what is remembered about objects that are gone."""
+
+
+def _wanted_groups(observed: Observed, made: Plan) -> set[str]:
+    """Groups of steps that are wanted, also where they wait: a replica may be missing and not be made in this very plan."""
+    wanted = {group_of(step) for step in made.steps} | {STATUS}
+    if wants_room(observed, made.target):
+        wanted.add(CREATE)
+    return wanted
         pods = {pod.uid for pod in self._store.pods.values()}
         self._reports.keep(pods, {g.uid for g in self._store.gateways.values()})
         self._memory.forget(pods, now)

@@ -19,6 +19,10 @@ FORGET_S = 600.0
 # After a new failure of what had succeeded without effect: long enough to see the watch catch up.
 NO_EFFECT_STATUS_S = 1.0
 
+# Groups that are no object's: new pods, and the fleet's own status.
+CREATE = "create"
+STATUS = "status"
+
 # A fleet and a group of steps that fail for the same reason.
 At = tuple[Key, str]
 
@@ -45,14 +49,14 @@ class Memory:
         """When this step may be done; not after `now`: at once."""
         at, signature = (key, group_of(step)), signature_of(step)
         until = self.backoff.until(at)
-        if until <= now and at[1] != "create" and self._repeats(at, signature):
+        if until <= now and at[1] != CREATE and self._repeats(at, signature):
             return self.backoff.failed(at, now)
         return until
 
     def status_blocked_until(self, key: Key, signature: str, now: float) -> float:
-        until = self.backoff.until((key, "status"))
-        if until <= now and self._repeats((key, "status"), signature):
-            return self.backoff.failed((key, "status"), now, NO_EFFECT_STATUS_S)
+        until = self.backoff.until((key, STATUS))
+        if until <= now and self._repeats((key, STATUS), signature):
+            return self.backoff.failed((key, STATUS), now, NO_EFFECT_STATUS_S)
         return until
 
     def succeeded(self, at: At, signature: str) -> None:
@@ -87,12 +91,21 @@ class Memory:
             if group not in about_pod or group.rsplit(" ", 1)[1] in pods
         }
 
+    def keep_refused(self, key: Key, groups: set[str]) -> bool:
+        """Forget what was refused of other groups; whether there was any."""
+        found = self._refused.get(key, {})
+        kept = {group: problem for group, problem in found.items() if group in groups}
+        if len(kept) == len(found):
+            return False
+        self._refused[key] = kept
+        return True
+
     def saw_generation(self, key: Key, resource: MoEFleet) -> None:
         """Another spec: what was refused before may not be refused now."""
         if self._generation.get(key) != resource.metadata.generation:
             self._generation[key] = resource.metadata.generation
             self._refused.pop(key, None)
-            self.backoff.succeeded((key, "create"))
+            self.backoff.succeeded((key, CREATE))
 
     def collide(self, key: Key, name: str, now: float) -> None:
         self._collisions.setdefault(key, {})[name] = now + COLLISION_S
@@ -120,5 +133,5 @@ class Memory:
         self._last_done = {
             at: done
             for at, done in self._last_done.items()
-            if at[1] in ("create", "status") or at[1].startswith("apply ") or at[1].rsplit(" ", 1)[1] in pods
+            if at[1] in (CREATE, STATUS) or at[1].startswith("apply ") or at[1].rsplit(" ", 1)[1] in pods
         }

@@ -530,6 +530,35 @@ def patched(desk: Desk, effect: PatchPodConditions | PatchPod) -> Outcome:
             "ownerReferences": [{"uid": "fleet-uid", "controller": True}],
         },
         "spec": {"nodeName": "n", "containers": []},
+def test_a_refusal_is_forgotten_when_what_was_refused_is_wanted_no_more() -> None:
+    desk = with_fleet()
+    desk.pods_serve = True
+    desk.feed(DecisionMade(FLEET, 1, "DemandSteady", "one"))
+    desk.settle(3)
+    desk.feed(DecisionMade(FLEET, 2, "DemandRose", "two"))
+    for _ in range(4):
+        for created in desk.all(CreatePod):
+            desk.answer(created, Invalid("422: denied the request: quota hook"))
+        desk.carry_out(50)
+        desk.tick(0.5)
+    assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
+    desk.feed(DecisionMade(FLEET, 1, "DemandFell", "one again"))
+    desk.settle(5)
+    assert desk.conditions["Stalled"][:2] == ("False", "NotStalled")
+    assert desk.conditions["Ready"][:2] == ("True", "AllReplicasReady")
+
+
+def test_a_refusal_stays_while_the_next_try_waits() -> None:
+    desk = with_fleet()
+    for _ in range(6):
+        for created in desk.all(CreatePod):
+            desk.answer(created, Invalid("422: denied the request: quota hook"))
+        for other in list(desk.open):
+            desk.answer(other, Ok(None))
+        desk.tick(1.0)
+        assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
+
+
         "status": {
             "phase": "Running",
             "podIP": "10.0.0.1",
