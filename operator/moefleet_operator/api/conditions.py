@@ -60,6 +60,7 @@ ADDRESS_UNAVAILABLE: Final = "AddressUnavailable"
 POD_REFUSED: Final = "PodRefused"
 POD_EVICTED: Final = "PodEvicted"
 PERMISSION_MISSING: Final = "PermissionMissing"
+NAMESPACE_TERMINATING: Final = "NamespaceTerminating"
 API_UNAVAILABLE: Final = "APIUnavailable"
 INTERNAL_ERROR: Final = "InternalError"
 NAME_IN_USE: Final = "NameInUse"
@@ -151,6 +152,7 @@ REASONS: Final[dict[str, str]] = {
     POD_REFUSED: "The API server refused the pod (Pod Security, an admission policy or a field); the message has its words.",
     POD_EVICTED: "The pod was evicted or its node went away.",
     PERMISSION_MISSING: "The operator lacks a right that the message names; upgrade the chart or grant it.",
+    NAMESPACE_TERMINATING: "The namespace is being deleted and takes nothing new; the fleet goes with it.",
     API_UNAVAILABLE: "The API server does not answer; the operator tries again.",
     INTERNAL_ERROR: "A defect of the operator at this fleet; it tries again, other fleets go on. Please report the message.",
     NAME_IN_USE: "An object that is not ours has a name that this fleet needs; the message names it.",

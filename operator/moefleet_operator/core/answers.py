@@ -7,6 +7,7 @@ from typing import assert_never
 
 from moefleet_operator import names
 from moefleet_operator.api import conditions as reasons
+from moefleet_operator.planning.children import controller_of, name_in_use
 from moefleet_operator.planning.observed import Json
 from moefleet_operator.planning.steps import (
     AnyStep,
@@ -24,6 +25,8 @@ from .reports import Reports
 from .runs import Notice, notices_of_status
 from .store import Store, status_of
 
+# A namespace that is being deleted never takes anything again: asking more often only makes noise until the fleet goes, too.
+NAMESPACE_ENDS_WAIT_S = 60.0
 # Texts of refusals go into conditions.
 MESSAGE_MAX = 600
 
@@ -47,6 +50,8 @@ class Lesson:
     success: bool
     touched: set[Key] = field(default_factory=set)
     notices: list[Notice] = field(default_factory=list)
+    # Not tried again before so long.
+    wait_s: float = 0.0
 
 
 class Answers:
@@ -74,8 +79,11 @@ class Answers:
                 elif not isinstance(step, CallDrain):
                     # A drain that is refused ends at its deadline; everything else a person has to look at.
                     self._memory.refuse((key, waiting.group), _refusal(waiting, outcome))
-                return Lesson(False)
-            case Conflict() | Transient():
+                ends = isinstance(outcome, Forbidden) and outcome.namespace_ends
+                return Lesson(False, wait_s=NAMESPACE_ENDS_WAIT_S if ends else 0.0)
+            case Transient(retry_after_s=asked_s):
+                return Lesson(False, wait_s=asked_s or 0.0)
+            case Conflict():
                 return Lesson(False)
             case _:
                 assert_never(outcome)
@@ -106,15 +114,13 @@ class Answers:
         """The name is taken: by what we wanted to create (an answer that got lost), or by something else."""
         key, step = waiting.fleet, waiting.step
         meta: Json = existing.get("metadata") or {}
-        owner = next((o.get("uid") for o in meta.get("ownerReferences") or () if o.get("controller")), None)
         record = self._store.fleets.get(key)
-        ours = record is not None and owner == record.uid
+        ours = record is not None and controller_of(existing) == record.uid
         if isinstance(step, ApplyChild):
             if ours:
                 self._store.apply(step.kind, key, existing)
                 return True
-            problem = f"{step.kind} {key} exists and is not ours; delete or rename it, or rename the fleet"
-            self._memory.refuse((key, waiting.group), Problem(reasons.NAME_IN_USE, problem))
+            self._memory.refuse((key, waiting.group), name_in_use(step.kind, existing))
             return False
         if not isinstance(step, CreateReplica):
             return False
@@ -131,6 +137,9 @@ def _refusal(waiting: Waiting, outcome: Invalid | Forbidden) -> Problem:
     step = waiting.step
     what = "status" if step is None else f"{type(step).__name__} {step.name}"
     text = f"{what}: {outcome.message}"[:MESSAGE_MAX]
+    if isinstance(outcome, Forbidden) and outcome.namespace_ends:
+        said = f"namespace {waiting.fleet.namespace} is being deleted and takes nothing new; this fleet goes with it"
+        return Problem(reasons.NAMESPACE_TERMINATING, said)
     if "exceeded quota" in outcome.message:
         return Problem(reasons.QUOTA_EXCEEDED, text)
     if isinstance(outcome, Invalid):

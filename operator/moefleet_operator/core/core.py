@@ -39,7 +39,6 @@ from .events import (
     Synced,
     TelemetryUpdate,
     Tick,
-    Transient,
 )
 from .gather import Gatherer
 from .leadership import Leadership
@@ -237,13 +236,13 @@ class Core:
             creating=sum(run.creates for run in self._runs.values()),
             now=now,
         )
+        made = plan(observed, wall)
         if self._memory.keep_refused(key, _wanted_groups(observed, made)):
             # What was refused is wanted no more, so it is no problem any more.
             observed = replace(
                 observed, refused=self._memory.refused(key, {r.uid for r in observed.replicas})
             )
             made = plan(observed, wall)
-        made = plan(observed, wall)
         self._memory.targets[key] = made.target.replicas
         (self._memory.want_room.add if made.wants_room else self._memory.want_room.discard)(key)
         return made
@@ -258,8 +257,8 @@ class Core:
             not_after=self._leadership.act_until,
             wall=wall,
             token=replica_token(control_key, record.uid) if control_key is not None else None,
-            # Of a kind that we cannot see, absent means unknown.
-            absent=frozenset(missing - self._leadership.unavailable),
+            # Of a kind that we cannot see, too: what has the name comes with the refusal, and ours is known from then on.
+            absent=frozenset(missing),
         )
 
     def _blocked_until(self, key: Key, step: AnyStep, now: float) -> float:
@@ -332,12 +331,10 @@ class Core:
                 run.done.append(step)
             elif step is not None:
                 self._notify(key, notices_of([step], key.namespace), now)
+        elif run is not None:
+            run.fail(waiting.group, lesson.wait_s)
         else:
-            at_least_s = (outcome.retry_after_s or 0.0) if isinstance(outcome, Transient) else 0.0
-            if run is not None:
-                run.fail(waiting.group, at_least_s)
-            else:
-                self._memory.backoff.failed((key, waiting.group), now, at_least_s)
+            self._memory.backoff.failed((key, waiting.group), now, lesson.wait_s)
         if run is None:
             self._touch(key, now)
             return
@@ -389,6 +386,9 @@ class Core:
 
     def _forget(self, now: float) -> None:
         """Every minute: what is remembered about objects that are gone."""
+        pods = {pod.uid for pod in self._store.pods.values()}
+        self._reports.keep(pods, {g.uid for g in self._store.gateways.values()})
+        self._memory.forget(pods, now)
 
 
 def _wanted_groups(observed: Observed, made: Plan) -> set[str]:
@@ -397,6 +397,3 @@ def _wanted_groups(observed: Observed, made: Plan) -> set[str]:
     if wants_room(observed, made.target):
         wanted.add(CREATE)
     return wanted
-        pods = {pod.uid for pod in self._store.pods.values()}
-        self._reports.keep(pods, {g.uid for g in self._store.gateways.values()})
-        self._memory.forget(pods, now)

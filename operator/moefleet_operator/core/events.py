@@ -180,6 +180,8 @@ class Forbidden:
     """401, 403 (a right or quota is missing), UNAUTHENTICATED, PERMISSION_DENIED."""
 
     message: str
+    # The namespace is being deleted: nothing can be created in it any more, whatever rights there are.
+    namespace_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _REFUSED_BY_POLICY = (
     "usage per Container is",
     "usage per Pod is",
 )
-# A namespace that ends refuses creates with 403; so does the race in which its ServiceAccount is not there yet.
+# 403 is also the race in which the ServiceAccount of a namespace is not there yet.
 _PASSES_BY_ITSELF = ("error looking up service account",)
 
 
@@ -51,10 +51,16 @@ def outcome_of(response: Response) -> Outcome:
         case 403 if any(text in message for text in _PASSES_BY_ITSELF):
             return Transient(message, response.retry_after_s)
         case 401 | 403:
-            return Forbidden(message)
+            return Forbidden(message, namespace_ends=_namespace_ends(response))
         case _:
             # 408, 429, 5xx and whatever a proxy in between invents.
             return Transient(message, response.retry_after_s)
+
+
+def _namespace_ends(response: Response) -> bool:
+    """NamespaceLifecycle refuses creates with 403 and this cause, which no right would change."""
+    causes = (response.body.get("details") or {}).get("causes") or ()
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
 def is_other_uid(outcome: Outcome) -> bool:

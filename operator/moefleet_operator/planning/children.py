@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moefleet_operator.api import conditions as reasons
+from moefleet_operator.rendering.problem import Problem
 
 from .observed import Json
 from .steps import ApplyChild
@@ -32,6 +33,29 @@ def child(wanted: Mapping[str, Any], live: Json | None) -> ApplyChild | None:
         kind=kind,
         body=wanted,
     )
+
+
+def foreign(kind: str, live: Json | None, fleet_uid: str) -> Problem | None:
+    """The object with our name belongs to somebody else: it is left alone, and it is said. One without an owner is an orphan."""
+    if live is None or controller_of(live) in ("", fleet_uid):
+        return None
+    return name_in_use(kind, live)
+
+
+def name_in_use(kind: str, live: Json) -> Problem:
+    meta = live.get("metadata") or {}
+    owner = next((o for o in meta.get("ownerReferences") or () if o.get("controller")), None)
+    whose = f"belongs to {owner.get('kind')} {owner.get('name')}" if owner else "was made by somebody else"
+    return Problem(
+        reasons.NAME_IN_USE,
+        f"{kind} {meta.get('namespace')}/{meta.get('name')} {whose} and is left as it is; delete it, or rename the fleet",
+    )
+
+
+def controller_of(live: Json) -> str:
+    """The uid of the object that owns this one; empty when nobody does."""
+    owners = (live.get("metadata") or {}).get("ownerReferences") or ()
+    return next((str(o.get("uid") or "") for o in owners if o.get("controller")), "")
 
 
 def difference(wanted: Any, live: Any, path: str = "") -> str | None:

@@ -15,7 +15,7 @@ from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.service import render_service
 
 from . import drain
-from .children import child
+from .children import child, foreign
 from .facts import PodFacts
 from .observed import Observed, Replica
 from .registration import registration
@@ -159,6 +159,9 @@ class _Builder:
             (render_service(resource), self.observed.service),
             (render_pdb(resource, desired), self.observed.pdb),
         ):
+            if foreign(wanted["kind"], live, self.observed.fleet.uid) is not None:
+                # The status says it; server-side apply would take it over.
+                continue
             if (step := child(wanted, live)) is not None:
                 self.steps.append(step)
 

@@ -12,6 +12,7 @@ from moefleet_operator import names
 from moefleet_operator.api import conditions as reasons
 from moefleet_operator.rendering.problem import Problem
 
+from .children import foreign
 from .failing import failing
 from .observed import Json, Observed, Replica
 from .shape import Shape
@@ -37,6 +38,7 @@ STALLING = frozenset(
         reasons.POD_REFUSED,
         reasons.PERMISSION_MISSING,
         reasons.NAME_IN_USE,
+        reasons.NAMESPACE_TERMINATING,
         reasons.NO_NODE_FITS,
     }
 )
@@ -274,7 +276,12 @@ class _Facts:
                 reasons.MODEL_NAME_TAKEN,
                 f"{self.work.target.message}; choose another spec.model.name or delete that fleet",
             )
-        for problem in (self.broken, *self.observed.refused.values()):
+        seen = self.observed
+        taken = (
+            foreign("Service", seen.service, seen.fleet.uid),
+            foreign("PodDisruptionBudget", seen.pdb, seen.fleet.uid),
+        )
+        for problem in (self.broken, *taken, *seen.refused.values()):
             if problem is not None and problem.reason in STALLING:
                 return problem
         limited = self.work.shape.limited

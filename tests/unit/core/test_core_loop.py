@@ -362,21 +362,109 @@ def test_a_quota_and_a_missing_right_have_their_own_reasons() -> None:
         assert desk.conditions["Ready"][1] == reason
 
 
-def test_a_service_that_is_not_ours_is_not_taken_over() -> None:
+def test_a_namespace_that_ends_is_said_and_not_asked_again_and_again() -> None:
     desk = with_fleet()
-    service = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
-    assert service.create
-    foreign = {"metadata": {"namespace": "models", "name": "chat"}, "spec": {}}
-    desk.answer(service, AlreadyExists(desk.stamped(foreign, uid="foreign")))
-    desk.carry_out()
-    for _ in range(5):
-        desk.tick(1.0)
-        for apply in desk.all(Apply):
-            if apply.create:
-                desk.answer(apply, AlreadyExists(desk.stamped(foreign, uid="foreign")))
+    tries = 0
+    for _ in range(180):
+        for effect in [*desk.all(CreatePod), *(e for e in desk.all(Apply) if e.create)]:
+            tries += isinstance(effect, CreatePod)
+            desk.answer(effect, Forbidden("403 Forbidden: being terminated", namespace_ends=True))
         desk.carry_out()
+        desk.tick(1.0)
+    assert desk.conditions["Ready"] == (
+        "False",
+        "NamespaceTerminating",
+        "namespace models is being deleted and takes nothing new; this fleet goes with it",
+    )
+    assert desk.conditions["Stalled"][1] == "NamespaceTerminating"
+    assert 2 <= tries <= 4, "once a minute"
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asked() -> None:
+    desk = with_fleet()
+    created = desk.take(CreatePod)
+    desk.carry_out()
+    desk.answer(created, Transient("429 TooManyRequests", retry_after_s=20.0))
+    desk.carry_out()
+    desk.tick(15.0)
+    assert desk.all(CreatePod) == []
+    desk.tick(10.0)
+    assert len(desk.all(CreatePod)) == 1
+
+
+def not_ours(kind: str, owner: dict[str, Any] | None = None) -> dict[str, Any]:
+    owners = [{"controller": True, **owner}] if owner is not None else []
+    return {
+        "kind": kind,
+        "metadata": {"namespace": "models", "name": "chat", "ownerReferences": owners},
+        "spec": {},
+    }
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "a kind that cannot be watched"])
+@pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget"])
+def test_a_name_of_somebody_elses_is_not_taken_over(kind: str, watched: bool) -> None:
+    desk = Desk()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for each in KINDS:
+        desk.feed(Synced(each, available=watched or each != kind))
+    desk.tick(SETTLE_S)
+    written = []
+    for _ in range(90):
+        for apply in desk.all(Apply):
+            if apply.body["kind"] == kind:
+                written.append(apply)
+                desk.answer(apply, AlreadyExists(desk.stamped(not_ours(kind), uid="foreign")))
+        desk.carry_out()
+        desk.tick(1.0)
+    assert written
+    assert all(apply.create for apply in written), "server-side apply would have taken it over"
+    assert len(written) < 15
+    assert desk.conditions["Stalled"][:2] == ("True", "NameInUse")
+    assert f"{kind} models/chat was made by somebody else" in desk.conditions["Stalled"][2]
+
+
+def test_one_with_our_labels_and_another_owner_is_left_alone_and_the_name_is_taken_when_it_goes() -> None:
+    desk = with_fleet()
+    desk.settle(2)
+    theirs = not_ours("Service", {"kind": "MoEFleet", "name": "chat", "uid": "the-fleet-before"})
+    labels = {"moefleet.io/fleet": "chat"}
+    theirs["metadata"] |= {"labels": labels, "uid": "old-service", "resourceVersion": "9000"}
+    desk.feed(ObjectChanged("Service", FLEET, theirs))
+    desk.settle(5)
+    assert [e for e in desk.all(Apply) if e.body["kind"] == "Service"] == []
     assert desk.conditions["Stalled"][1] == "NameInUse"
-    assert "models/chat" in desk.conditions["Stalled"][2]
+    assert "belongs to MoEFleet chat" in desk.conditions["Stalled"][2]
+    desk.feed(ObjectChanged("Service", FLEET, None, uid="old-service"))
+    desk.carry_out()
+    desk.tick(1.0)
+    again = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
+    assert again.create
+    desk.settle(3)
+    assert desk.conditions["Stalled"][1] == "NotStalled"
+
+
+def test_an_orphan_of_ours_is_taken_back() -> None:
+    desk = with_fleet()
+    orphan = not_ours("Service")
+    orphan["metadata"] |= {"labels": {"moefleet.io/fleet": "chat"}, "uid": "o", "resourceVersion": "9000"}
+    desk.carry_out()
+    desk.feed(ObjectChanged("Service", FLEET, orphan))
+    desk.tick(1.0)
+    applied = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
+    assert not applied.create
+
+
+def test_ours_that_cannot_be_watched_is_known_once_the_api_server_has_shown_it() -> None:
+    desk = Desk()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for kind in KINDS:
+        desk.feed(Synced(kind, available=kind != "Service"))
+    desk.tick(SETTLE_S)
+    service = next(e for e in desk.all(Apply) if e.body["kind"] == "Service")
+    desk.answer(service, AlreadyExists(desk.stamped(service.body, uid="ours")))
+    desk.settle(130)
+    assert [e for e in desk.all(Apply) if e.body["kind"] == "Service"] == []
 
 
 def test_a_service_edited_by_hand_is_put_right() -> None:
@@ -441,6 +529,35 @@ def test_deletion_creates_nothing_and_forgets_everything() -> None:
     desk.feed(ObjectChanged("MoEFleet", FLEET, None))
     assert desk.core.fleets() == {}
     assert desk.core.target(FLEET) is None
+
+
+def test_a_refusal_is_forgotten_when_what_was_refused_is_wanted_no_more() -> None:
+    desk = with_fleet()
+    desk.pods_serve = True
+    desk.feed(DecisionMade(FLEET, 1, "DemandSteady", "one"))
+    desk.settle(3)
+    desk.feed(DecisionMade(FLEET, 2, "DemandRose", "two"))
+    for _ in range(4):
+        for created in desk.all(CreatePod):
+            desk.answer(created, Invalid("422: denied the request: quota hook"))
+        desk.carry_out(50)
+        desk.tick(0.5)
+    assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
+    desk.feed(DecisionMade(FLEET, 1, "DemandFell", "one again"))
+    desk.settle(5)
+    assert desk.conditions["Stalled"][:2] == ("False", "NotStalled")
+    assert desk.conditions["Ready"][:2] == ("True", "AllReplicasReady")
+
+
+def test_a_refusal_stays_while_the_next_try_waits() -> None:
+    desk = with_fleet()
+    for _ in range(6):
+        for created in desk.all(CreatePod):
+            desk.answer(created, Invalid("422: denied the request: quota hook"))
+        for other in list(desk.open):
+            desk.answer(other, Ok(None))
+        desk.tick(1.0)
+        assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
 
 
 def test_the_first_events_read_like_a_person_wrote_them() -> None:
@@ -530,35 +647,6 @@ def patched(desk: Desk, effect: PatchPodConditions | PatchPod) -> Outcome:
             "ownerReferences": [{"uid": "fleet-uid", "controller": True}],
         },
         "spec": {"nodeName": "n", "containers": []},
-def test_a_refusal_is_forgotten_when_what_was_refused_is_wanted_no_more() -> None:
-    desk = with_fleet()
-    desk.pods_serve = True
-    desk.feed(DecisionMade(FLEET, 1, "DemandSteady", "one"))
-    desk.settle(3)
-    desk.feed(DecisionMade(FLEET, 2, "DemandRose", "two"))
-    for _ in range(4):
-        for created in desk.all(CreatePod):
-            desk.answer(created, Invalid("422: denied the request: quota hook"))
-        desk.carry_out(50)
-        desk.tick(0.5)
-    assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
-    desk.feed(DecisionMade(FLEET, 1, "DemandFell", "one again"))
-    desk.settle(5)
-    assert desk.conditions["Stalled"][:2] == ("False", "NotStalled")
-    assert desk.conditions["Ready"][:2] == ("True", "AllReplicasReady")
-
-
-def test_a_refusal_stays_while_the_next_try_waits() -> None:
-    desk = with_fleet()
-    for _ in range(6):
-        for created in desk.all(CreatePod):
-            desk.answer(created, Invalid("422: denied the request: quota hook"))
-        for other in list(desk.open):
-            desk.answer(other, Ok(None))
-        desk.tick(1.0)
-        assert desk.conditions["Stalled"][:2] == ("True", "PodRefused")
-
-
         "status": {
             "phase": "Running",
             "podIP": "10.0.0.1",

@@ -60,6 +60,30 @@ def test_each_answer_is_one_outcome(response: Response, outcome: type[Any]) -> N
     assert type(outcome_of(response)) is outcome
 
 
+def test_a_namespace_that_ends_is_told_from_a_missing_right() -> None:
+    said = "unable to create new content in namespace models because it is being terminated"
+    body = {
+        "kind": "Status",
+        "reason": "Forbidden",
+        "message": f'pods "chat-0" is forbidden: {said}',
+        "details": {
+            "causes": [
+                {
+                    "reason": "NamespaceTerminating",
+                    "message": "namespace models is being terminated",
+                    "field": "metadata.namespace",
+                }
+            ]
+        },
+    }
+    ends = outcome_of(Response(403, body))
+    assert isinstance(ends, Forbidden)
+    assert ends.namespace_ends
+    without = outcome_of(Response(403, {**body, "details": {"causes": [{"reason": "FieldValueInvalid"}]}}))
+    assert isinstance(without, Forbidden)
+    assert not without.namespace_ends
+
+
 def test_the_message_keeps_code_reason_and_text() -> None:
     answer = outcome_of(status(422, "Invalid", "spec.foo: is not"))
     assert answer == Invalid("422 Invalid: spec.foo: is not")
