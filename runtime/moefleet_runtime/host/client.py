@@ -41,6 +41,8 @@ from moefleet_runtime.host.stream import FaultKind, StreamFault, TokenStream
 EXIT_STATUS_WAIT_S = 2.0
 # After Stop: how long the engine may take before its process group is killed.
 STOP_WAIT_S = 10.0
+# A load that the host reports knows what was sent this long before it came: the way through the socket and one look at the engine.
+REPORT_LAG_S = 0.1
 
 
 class Watcher(Protocol):
@@ -58,6 +60,8 @@ class EngineClient:
         self._watcher = watcher
         self._stall_s = stall_s
         self._streams: dict[str, TokenStream] = {}
+        # Sent to the host since its last load: when, prompt tokens, answer tokens at most.
+        self._unreported: dict[str, tuple[float, int, int]] = {}
         self._transport: asyncio.Transport | None = None
         self._pid = 0
         self._exit: asyncio.Future[int] | None = None
@@ -72,6 +76,13 @@ class EngineClient:
     @property
     def streams(self) -> int:
         return len(self._streams)
+
+    @property
+    def unreported_tokens(self) -> tuple[int, int]:
+        """Prompt and answer tokens of requests that `load` cannot know of. A host that says nothing would otherwise look
+        idle, and whoever sends work where the least is outstanding would send all of it there."""
+        mine = [sent for key, sent in self._unreported.items() if key in self._streams]
+        return sum(prompt for _, prompt, _ in mine), sum(answer for _, _, answer in mine)
 
     async def start(self, engine: str, settings: EngineSettings) -> None:
         """Returns when the host process runs; the Watcher hears when the engine in it does."""
@@ -124,6 +135,7 @@ class EngineClient:
         if not self._streams:
             self._worked_at_s = time.monotonic()
         self._streams[request.request_id] = stream
+        self._unreported[request.request_id] = (time.monotonic(), len(request.prompt), request.max_tokens)
         self._send(Submit(request))
         return stream
 
@@ -192,6 +204,9 @@ class EngineClient:
             case Load(load):
                 failed = load.failed_steps_total > self.load.failed_steps_total
                 self.load = load
+                self._unreported = {
+                    key: sent for key, sent in self._unreported.items() if sent[0] > now_s - REPORT_LAG_S
+                }
                 if failed:
                     self._watcher.engine_step_failed(f"{load.failed_steps_total} steps have failed so far")
             case Refused(request_id, kind, text):

@@ -188,6 +188,7 @@ class Replica:
         load, life, admission = self.client.load, self._life, self._admission
         queued = min(load.queued, admission.inside)
         steps = load.steps
+        prompt_tokens, answer_tokens = self.client.unreported_tokens
         return pb.LoadSample(
             pod_uid=self._settings.pod_uid,
             incarnation=self._incarnation,
@@ -196,8 +197,8 @@ class Replica:
             message=life.explanation,
             active=admission.inside - queued,
             queued=queued,
-            outstanding_prefill_tokens=load.outstanding_prefill_tokens,
-            outstanding_decode_tokens=load.outstanding_decode_tokens,
+            outstanding_prefill_tokens=load.outstanding_prefill_tokens + prompt_tokens,
+            outstanding_decode_tokens=load.outstanding_decode_tokens + answer_tokens,
             kv_used_tokens=load.kv_used_tokens,
             kv_max_tokens=load.kv_max_tokens,
             steps=pb.StepSums(**{name: getattr(steps, name) for name in steps.__slots__}),
