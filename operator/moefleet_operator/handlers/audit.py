@@ -1,7 +1,10 @@
 """Is a watch dead? kopf hides bookmarks and a quiet watch looks like a dead one, so what a LIST knows is waited for.
 
 A LIST is newer than what the watch has delivered by moments at most. What it knows and the watch has not delivered
-DEAD_AFTER_S later, the watch will not deliver: the process is unhealthy and is started anew.
+DEAD_AFTER_S later, nor anything newer, the watch will not deliver: the process is unhealthy and is started anew.
+
+A deletion is not waited for: kopf lists anew after an outage or a 410 and says of no object that it is gone. The LIST
+has told the core of it, and the next thing that is made or changed shows whether the watch lives.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ class _Owed:
 
 
 class WatchAudit:
-    def __init__(self) -> None:
+    def __init__(self, *, by_namespace: bool = False) -> None:
+        """by_namespace: a kind has a watch in each of several namespaces, so one of them says nothing about another."""
+        self._by_namespace = by_namespace
         self._delivered: dict[Kind, dict[Key, int]] = {}
         self._owed: dict[Kind, dict[Key, _Owed]] = {}
 
@@ -36,22 +41,30 @@ class WatchAudit:
         else:
             seen[key] = version
         owed = self._owed.get(kind, {})
-        waiting = owed.get(key)
-        if waiting is not None and (version is None or version >= waiting.version):
-            del owed[key]
+        if version is None:
+            owed.pop(key, None)
+            return
+        # A watch brings things in their order, so what is older and has not come is not what it was any more.
+        paid = [k for k, o in owed.items() if o.version <= version and self._one_watch(k, key)]
+        for k in paid:
+            del owed[k]
+
+    def _one_watch(self, a: Key, b: Key) -> bool:
+        return not self._by_namespace or a.namespace == b.namespace
 
     def listed(self, kind: Kind, versions: Iterable[tuple[Key, int]], as_of: int, now: float) -> None:
         """A full LIST as of that resourceVersion."""
         seen = self._delivered.setdefault(kind, {})
         before = self._owed.get(kind, {})
         there = dict(versions)
-        owed: dict[Key, int] = {key: version for key, version in there.items() if seen.get(key, -1) < version}
-        # Gone before the LIST, and the watch has not said so. What it delivered after `as_of` is news to the LIST.
-        owed |= {key: as_of for key, version in seen.items() if key not in there and version <= as_of}
+        # Gone before the LIST. What the watch delivered after `as_of` is news to the LIST.
+        for key in [key for key, version in seen.items() if key not in there and version <= as_of]:
+            del seen[key]
         self._owed[kind] = {
             # What was owed at the last LIST already has been for that long.
             key: _Owed(version, before[key].since if key in before else now)
-            for key, version in owed.items()
+            for key, version in there.items()
+            if seen.get(key, -1) < version
         }
 
     def behind_s(self, kind: Kind, now: float) -> float:

@@ -57,7 +57,7 @@ class Operator:
         self._clock = clock
         self._metrics = Metrics()
         self._inbox = Inbox()
-        self._audit = WatchAudit()
+        self._audit = WatchAudit(by_namespace=bool(settings.watch_namespaces))
         self._loop: CoreLoop | None = None
         self._synced = False
 

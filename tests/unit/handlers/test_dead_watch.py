@@ -41,16 +41,46 @@ def test_an_older_change_does_not_heal_it() -> None:
     assert audit.dead(200.0) is not None
 
 
-def test_a_deletion_that_does_not_come_kills_it_and_one_that_comes_heals_it() -> None:
+def test_a_deletion_that_does_not_come_is_no_proof() -> None:
+    """kopf says of no object that it is gone when it lists anew after an outage or a 410; the LIST told the core."""
     audit = WatchAudit()
     audit.delivered("Pod", A, 10)
-    audit.listed("Pod", [], as_of=20, now=0.0)
-    assert audit.dead(16.0) is not None
-    audit.delivered("Pod", A, None)
-    assert audit.dead(16.0) is None
-    # Gone, and the next LIST agrees.
-    audit.listed("Pod", [], as_of=30, now=60.0)
+    audit.delivered("Pod", B, 11)
+    # A was deleted at 15, while the watch was cut off; kopf lists anew and delivers what is there.
+    audit.delivered("Pod", B, 11)
+    audit.listed("Pod", [(B, 11)], as_of=20, now=100.0)
+    assert audit.dead(117.0) is None
+    for version in range(21, 40):
+        audit.delivered("Pod", B, version)
+    audit.listed("Pod", [(B, 39)], as_of=50, now=160.0)
     assert audit.dead(600.0) is None
+    assert audit.behind_s("Pod", 600.0) == 0.0
+
+
+def test_a_watch_that_brings_newer_things_owes_nothing_older() -> None:
+    """What a LIST knew was deleted before kopf listed anew, so it never comes; the watch lives all the same."""
+    audit = WatchAudit()
+    audit.listed("Pod", [(A, 12)], as_of=12, now=100.0)
+    audit.delivered("Pod", B, 13)
+    assert audit.dead(600.0) is None
+
+
+def test_of_several_namespaces_each_has_a_watch_of_its_own() -> None:
+    other = Key("other", "b")
+    audit = WatchAudit(by_namespace=True)
+    audit.listed("Pod", [(A, 12)], as_of=12, now=100.0)
+    audit.delivered("Pod", other, 13)
+    assert audit.dead(600.0) is not None
+    audit.delivered("Pod", B, 13)
+    assert audit.dead(600.0) is None
+
+
+def test_one_that_dies_after_a_lost_deletion_is_found_by_the_next_change() -> None:
+    audit = WatchAudit()
+    audit.delivered("Pod", A, 10)
+    audit.listed("Pod", [], as_of=20, now=100.0)
+    audit.listed("Pod", [(B, 30)], as_of=31, now=160.0)
+    assert audit.dead(176.0) is not None
 
 
 def test_what_the_watch_knows_and_an_older_list_does_not_is_no_disagreement() -> None:
