@@ -64,8 +64,6 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
     deadline = drain.at + observed.fleet.drain_timeout_s
     if not replica.may_have_streams:
         return _delete(replica, drain.reason, "its process does not run, so nothing can be cut", None)
-    if replica.pod.active:
-        return Leg((_active(replica, drain.reason, False),))
     if now >= deadline:
         left = _left(observed, replica)
         return _delete(
@@ -74,6 +72,9 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
             f"drainTimeout of {observed.fleet.drain_timeout_s:g} s is over with {left}",
             GRACE_AFTER_DEADLINE_S,
         )
+    if replica.pod.active:
+        # After the deadline: a label that nobody lets us change must not keep the replica for ever.
+        return Leg((_active(replica, drain.reason, False),), wake_at=deadline)
     slow = [g.name for g in observed.gateways if g.ready and not withdrawn_by(g.view, replica.uid)]
     if slow and now < drain.at + WITHDRAW_WAIT_S:
         return Leg(

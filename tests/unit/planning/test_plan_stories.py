@@ -132,6 +132,7 @@ ROWS = [
         {"gateways": (a_gateway(uid_1_1=(False, 1)),)},
     ),
     Row("nothing runs any more: it goes", [ready(0), draining(1, state="DRAINED")], ["delete 1-1"]),
+    Row("drainTimeout holds also where its label cannot be changed", [ready(0), draining(1, active=3, for_s=901, labelled=False)], ["delete 1-1"]),
     Row("drainTimeout is over: it goes with its streams", [ready(0), draining(1, active=3, for_s=901)], ["delete 1-1"]),
     Row(
         "a replica of which nothing is known is told again, not deleted",
@@ -236,6 +237,13 @@ def test_the_clock_of_a_drain_is_the_condition() -> None:
     assert plan(early, NOW).wake_at == NOW + 3
     late = observed(ready(0), draining(1, active=2, for_s=100))
     assert plan(late, NOW).wake_at == NOW + 800
+
+
+def test_the_end_of_a_drain_wakes_the_plan_while_its_label_is_refused() -> None:
+    made = plan(observed(ready(0), draining(1, active=3, for_s=100, labelled=False)), NOW)
+    assert made.wake_at == NOW + 800
+    (over,) = plan(observed(ready(0), draining(1, active=3, for_s=901, labelled=False)), NOW).steps
+    assert over.message == "drainTimeout of 900 s is over with 3 requests left (0 in flight at the gateways)"
 
 
 def test_a_replica_whose_time_is_over_gets_a_short_grace_and_an_idle_one_its_own() -> None:
