@@ -8,6 +8,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("moefleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("moefleet")
 
 
 @pytest.hookimpl(wrapper=True)

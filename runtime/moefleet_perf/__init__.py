@@ -7,6 +7,8 @@ What a fleet should do about it belongs to `moefleet_operator.scaling`; what an 
 """
 
 from moefleet_perf.calibration import (
+    EIGHT_H800,
+    TINY_CPU,
     Calibration,
     CalibrationError,
     ReplicaLimits,
@@ -21,6 +23,8 @@ from moefleet_perf.fit import StepTotals, fit_step_model
 from moefleet_perf.replica import Arrival, Outcome, Step, VirtualReplica, simulate
 
 __all__ = [
+    "EIGHT_H800",
+    "TINY_CPU",
     "Arrival",
     "Bound",
     "Calibration",

@@ -5,8 +5,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
+# A replica of DeepSeek-V2 on eight H800 with TensorRT-LLM: what the Simulated engine is when it is not told otherwise, and
+# what a TensorRTLLM replica is counted as until its own steps are known.
+EIGHT_H800: Final = "deepseek-v2-8xh800"
+# The tiny checkpoint in the Torch engine on CPU cores, as measured: what a Torch replica is counted as.
+TINY_CPU: Final = "tiny-cpu"
 # Above these a number is a typing error (milliseconds for seconds, bytes for tokens), not a replica.
 MAX_COEFFICIENT_S = 3600.0
 MAX_COUNT = 10**9

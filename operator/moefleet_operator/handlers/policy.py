@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from moefleet_perf import (
+    EIGHT_H800,
+    TINY_CPU,
     Calibration,
     CalibrationError,
-    calibration_names,
     load_calibration,
     scaled,
     with_limits,
@@ -18,14 +19,8 @@ from moefleet_operator.api import EngineSpec, MoEFleetSpec, parse_duration_s
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Policy, Supply
 
-# What an 8xH800 replica with TensorRT-LLM carries until its own steps are known.
-TENSORRT_LLM_CALIBRATION: Final = "deepseek-v2-8xh800"
-# The Simulated engine's own default.
-SIMULATED_CALIBRATION: Final = "deepseek-v2-8xh800"
 # As the engine takes it: a replica with more does not start.
 SPEED_MAX: Final = 1000.0
-# The tiny checkpoint on CPU cores; other checkpoints on the Torch engine are for tests, too.
-TORCH_CALIBRATION_PREFIX: Final = "tiny"
 # As Supply has it.
 COLD_STARTS_MAX: Final = 64
 
@@ -45,19 +40,19 @@ def policy(spec: MoEFleetSpec) -> Policy:
 
 def calibration(engine: EngineSpec) -> Calibration | None:
     """None: nobody knows what a replica of this fleet carries."""
+    # With attention data parallelism each rank has a batch of its own.
+    ranks = engine.parallelism.tensor if engine.parallelism.attention_data else 1
     try:
         match engine.type:
             case "Simulated":
                 # As the engine itself reads its arguments: what it will be is what we count on.
-                ranks = engine.parallelism.tensor if engine.parallelism.attention_data else 1
-                named = load_calibration(engine.args.get("calibration", SIMULATED_CALIBRATION))
-                limited = _limited(named, engine, ranks)
-                return scaled(limited, _speed(engine))
+                named = load_calibration(engine.args.get("calibration", EIGHT_H800))
+                return scaled(_limited(named, engine, ranks), _speed(engine))
             case "Torch":
-                tiny = [n for n in calibration_names() if n.startswith(TORCH_CALIBRATION_PREFIX)]
-                return _limited(load_calibration(tiny[0]), engine, 1) if tiny else None
+                # One device, one batch. Checkpoints other than the tiny one are slower; their own steps say by how much.
+                return _limited(load_calibration(TINY_CPU), engine, 1)
             case "TensorRTLLM":
-                return load_calibration(TENSORRT_LLM_CALIBRATION)
+                return _limited(load_calibration(EIGHT_H800), engine, ranks)
     except (CalibrationError, TypeError, ValueError):
         # Wrong arguments are the planner's to tell; here they only mean that the capacity is not known.
         return None

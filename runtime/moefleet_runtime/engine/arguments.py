@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moefleet_perf import EIGHT_H800
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -27,7 +28,7 @@ class SimulatedFaults(_Arguments):
 
 class SimulatedArguments(_Arguments):
     # Name of a calibration of moefleet_perf, or the calibration itself.
-    calibration: str | dict[str, Any] = "deepseek-v2-8xh800"
+    calibration: str | dict[str, Any] = EIGHT_H800
     # 1.0: as calibrated; 0.02: 50 times slower.
     speed: float = Field(default=1.0, gt=0, le=1000)
     # How long start() takes, in real seconds whatever `speed` is.

@@ -14,7 +14,8 @@ from moefleet_operator.handlers.policy import calibration, cold_start_s, policy,
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Terms
 from moefleet_operator.telemetry import Figures
-from moefleet_perf import load_calibration
+from moefleet_perf import EIGHT_H800, load_calibration
+from moefleet_runtime.engine.arguments import SimulatedArguments
 from moefleet_testing.builders import NOW, a_container, a_pod, a_resource, false, true
 
 
@@ -61,6 +62,29 @@ def test_a_simulated_replica_is_counted_on_as_it_will_be() -> None:
     assert found.limits.max_sequences == 16
     assert found.limits.max_batch_tokens == 512
     assert found.limits.kv_max_tokens == named.limits.kv_max_tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "sequences"),
+    [("Torch", 3), ("TensorRTLLM", 24), ("Simulated", 24)],
+    ids=["one device, one batch", "three a rank, eight ranks", "as the engine that it stands in for"],
+)
+def test_every_engine_keeps_the_fleets_limits(kind: str, sequences: int) -> None:
+    found = calibration(
+        engine(
+            kind,
+            limits={"maxBatchSize": 3, "maxBatchTokens": 128},
+            parallelism={"tensor": 8, "expert": 8, "attentionData": True},
+        )
+    )
+    assert found is not None
+    assert (found.limits.max_sequences, found.limits.max_batch_tokens) == (sequences, 128)
+
+
+def test_what_the_simulated_engine_is_by_default_is_what_scaling_counts_on() -> None:
+    found = calibration(engine("Simulated"))
+    assert found is not None
+    assert found.name == SimulatedArguments().calibration == EIGHT_H800
 
 
 def test_limits_never_make_a_replica_larger_than_it_was_calibrated() -> None:
