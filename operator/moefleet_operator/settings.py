@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("debug", "info", "warning", "error")
 CONTROL_KEY_BYTES: Final = 32
 METRICS_PORT: Final = 9090
 NAMESPACES_MAX: Final = 100
+# Where Kubernetes puts a pod's token.
+TOKEN_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 _HELP: Final = f"""Keeps fleets of model replicas ({API_VERSION} MoEFleet) running on Kubernetes.
 
@@ -52,14 +55,17 @@ class Settings:
     log_level: LogLevel
     # None: the ServiceAccount of the pod.
     kubeconfig: str | None
+    # Name and uid; None: by hand, without one.
+    service_account: tuple[str, str] | None = None
 
 
-def load(environ: Mapping[str, str], arguments: Sequence[str]) -> Settings:
+def load(environ: Mapping[str, str], arguments: Sequence[str], token_file: Path = TOKEN_FILE) -> Settings:
     """Raises SettingsError; `--help` prints and exits as argparse does."""
     _Parser(prog="python -m moefleet_operator", description=_HELP).parse_args(list(arguments))
     host, port = _address(environ, "MOEFLEET_METRICS_LISTEN", f"[::]:{METRICS_PORT}")
+    namespace = _required(environ, "OPERATOR_NAMESPACE")
     return Settings(
-        namespace=_required(environ, "OPERATOR_NAMESPACE"),
+        namespace=namespace,
         pod_name=_required(environ, "POD_NAME"),
         control_key=_control_key(environ, "MOEFLEET_CONTROL_KEY_FILE"),
         watch_namespaces=_names(environ, "MOEFLEET_WATCH_NAMESPACES"),
@@ -69,7 +75,20 @@ def load(environ: Mapping[str, str], arguments: Sequence[str]) -> Settings:
         metrics_port=port,
         log_level=_level(environ, "MOEFLEET_LOG_LEVEL"),
         kubeconfig=environ.get("KUBECONFIG") or None,
+        service_account=_service_account(token_file, namespace),
     )
+
+
+def _service_account(token_file: Path, namespace: str) -> tuple[str, str] | None:
+    """Who we are, from the claims of our own token: asking the API server would need a right of its own."""
+    try:
+        claims = token_file.read_text(encoding="ascii").split(".")[1]
+        said = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["kubernetes.io"]
+        name, uid = said["serviceaccount"]["name"], said["serviceaccount"]["uid"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    # An owner in another namespace would mean: delete this at once.
+    return (str(name), str(uid)) if said.get("namespace") == namespace else None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,7 +17,9 @@ STOP_WAIT_S = 5.0
 
 class Leadership:
     def __init__(self, settings: CoreSettings) -> None:
-        self._lease = LeaseMachine(settings.identity, settings.namespace, settings.lease_name)
+        self._lease = LeaseMachine(
+            settings.identity, settings.namespace, settings.lease_name, settings.lease_owner
+        )
         self._lease_key = Key(settings.namespace, settings.lease_name)
         self._self_key = Key(settings.namespace, settings.identity)
         self._synced: set[Kind] = set()

@@ -34,10 +34,14 @@ Act = Read | Write
 
 
 class LeaseMachine:
-    def __init__(self, identity: str, namespace: str, name: str) -> None:
+    def __init__(
+        self, identity: str, namespace: str, name: str, owner: tuple[str, str] | None = None
+    ) -> None:
+        """`owner`: name and uid of the ServiceAccount that the Lease is to end with."""
         self._identity = identity
         self._namespace = namespace
         self._name = name
+        self._owner = owner
         # The newest record that we know, and when (our clock) it last changed.
         self._record: Mapping[str, Any] | None = None
         self._seen_change_at = 0.0
@@ -157,10 +161,23 @@ class LeaseMachine:
     def _transitions(self) -> int:
         return int(_spec(self._record).get("leaseTransitions") or 0)
 
+    def _owners(self) -> list[Any]:
+        """Set with the creation and then kept: where OwnerReferencesPermissionEnforcement is on, changing them takes the
+        right to delete the Lease."""
+        if self._record is not None:
+            return list((self._record.get("metadata") or {}).get("ownerReferences") or ())
+        if self._owner is None:
+            return []
+        name, uid = self._owner
+        return [{"apiVersion": "v1", "kind": "ServiceAccount", "name": name, "uid": uid}]
+
     def _body(self, wall: float, transitions: int) -> Json:
         held = _spec(self._record)
         acquired = held.get("acquireTime") if self.holder == self._identity else None
         metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
+        owners = self._owners()
+        if owners:
+            metadata["ownerReferences"] = owners
         if self._record is not None:
             metadata["resourceVersion"] = _version(self._record)
         return {

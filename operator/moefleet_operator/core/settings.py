@@ -12,6 +12,8 @@ class CoreSettings:
     # Where the operator runs: the Lease and the gateway pods are there.
     namespace: str
     lease_name: str = "moefleet-operator"
+    # Name and uid of our ServiceAccount: the Lease is its child, so it goes with the release, whoever wrote it last.
+    lease_owner: tuple[str, str] | None = None
     # The 32 bytes behind every replica's control token; None: no token is rendered and none sent (tests, by hand).
     control_key: bytes | None = None
     # A moefleet gateway belongs to this release: pods get the readiness gate and wait for registration.

@@ -40,6 +40,7 @@ def core_settings(settings: Settings, found: Scope) -> CoreSettings:
     return CoreSettings(
         identity=settings.pod_name,
         lease_name=LEASE_NAME,
+        lease_owner=settings.service_account,
         namespace=settings.namespace,
         control_key=settings.control_key,
         gateway=settings.gateway,

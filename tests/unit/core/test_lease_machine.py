@@ -200,3 +200,26 @@ def test_one_that_does_not_lead_has_nothing_to_release() -> None:
     lease.release(0.0)
     assert lease.released
     assert lease.step(0.0, 0.0) is None
+
+
+def test_the_lease_is_a_child_of_the_service_account_from_its_creation_on() -> None:
+    server = Server()
+    lease = LeaseMachine("a", "system", "lease", ("moefleet-operator", "sa-uid"))
+    lead(lease, server)
+    owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": "moefleet-operator", "uid": "sa-uid"}
+    assert server.record is not None
+    assert server.record["metadata"]["ownerReferences"] == [owner]
+
+    # Renewals and others keep what is there: a change of owners may need a right that nobody has.
+    lease.release(3.0)
+    step(lease, server, 3.0)
+    other = LeaseMachine("b", "system", "lease", ("moefleet-operator", "newer-uid"))
+    lead(other, server, 4.0)
+    assert server.record["metadata"]["ownerReferences"] == [owner]
+
+
+def test_without_a_service_account_the_lease_has_no_owner() -> None:
+    server = Server()
+    lead(machine(), server)
+    assert server.record is not None
+    assert "ownerReferences" not in server.record["metadata"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,32 @@ def test_a_key_that_is_none(tmp_path: Path, content: bytes, sentence: str) -> No
 def test_arguments_are_refused_with_a_hint() -> None:
     with pytest.raises(SettingsError, match="everything is set by the environment"):
         load(NEEDED, ["--namespace=x"])
+
+
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ({"namespace": "ops", "serviceaccount": {"name": "op", "uid": "u-1"}}, ("op", "u-1")),
+        # Elsewhere: an owner in another namespace would end the Lease at once.
+        ({"namespace": "else", "serviceaccount": {"name": "op", "uid": "u-1"}}, None),
+        ({"namespace": "ops"}, None),
+        (None, None),
+    ],
+)
+def test_our_service_account_is_read_from_our_token(
+    tmp_path: Path, claims: dict[str, object] | None, found: tuple[str, str] | None
+) -> None:
+    token = tmp_path / "token"
+    body = base64.urlsafe_b64encode(json.dumps({"kubernetes.io": claims}).encode()).decode().rstrip("=")
+    token.write_text(f"e30.{body}.c2ln")
+    assert load(NEEDED, [], token).service_account == found
+
+
+@pytest.mark.parametrize("text", [None, "", "no token", "a.!!!.b", "a.bm8ganNvbg.b"])
+def test_without_a_token_that_can_be_read_there_is_no_service_account(
+    tmp_path: Path, text: str | None
+) -> None:
+    token = tmp_path / "token"
+    if text is not None:
+        token.write_text(text)
+    assert load(NEEDED, [], token).service_account is None
