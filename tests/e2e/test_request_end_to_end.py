@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import grpc.aio
+import pytest
 from moefleet.inference.v1 import inference_pb2 as pb
 from moefleet.inference.v1 import inference_pb2_grpc as rpc
 from moefleet_e2e.fleets import tiny
-from moefleet_e2e.kube import Kube, condition, eventually
+from moefleet_e2e.kube import Kube, eventually, ready, run
+from moefleet_e2e.release import Release
 from moefleet_load.stream import End, generate
 
 MODEL = Path(__file__).resolve().parents[1] / "support/models/tiny-deepseek-v2"
@@ -17,6 +19,13 @@ PROMPTS = ("Emma was", "It is a truth universally acknowledged, that", "Mr. Darc
 TOKENS = 24
 # Two correct float32 implementations differ by about 1e-5; a greedy choice between logits this close may fall either way.
 NEAR_TIE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def austen(module_kube: Kube) -> Kube:
+    """One fleet of the real checkpoint for all tests here; its first start takes 20 s of processor time."""
+    module_kube.apply(tiny("austen", module_kube.namespace))
+    return module_kube
 
 
 def oracle(prompt: str) -> tuple[list[int], list[int], list[float]]:
@@ -40,16 +49,9 @@ def oracle(prompt: str) -> tuple[list[int], list[int], list[float]]:
 
 
 async def test_real_tokens_of_a_real_checkpoint_through_the_gateway(
-    kube: Kube, gateway: grpc.aio.Channel
+    austen: Kube, gateway: grpc.aio.Channel
 ) -> None:
-    kube.apply(tiny("austen", kube.namespace))
-    await eventually(
-        "the fleet to be Ready",
-        lambda: condition(kube.get("moefleet", "austen"), "Ready") == "True",
-        180,
-        lambda: kube.explain("austen"),
-    )
-
+    await ready(austen, "austen")
     for prompt in PROMPTS:
         ids, want, gaps = oracle(prompt)
         request = pb.GenerateRequest(
@@ -71,7 +73,7 @@ async def test_real_tokens_of_a_real_checkpoint_through_the_gateway(
         gateway,
         pb.GenerateRequest(
             request_id="text",
-            model=f"{kube.namespace}/austen",
+            model=f"{austen.namespace}/austen",
             prompt=PROMPTS[0],
             stopping=pb.Stopping(max_tokens=8),
         ),
@@ -81,16 +83,10 @@ async def test_real_tokens_of_a_real_checkpoint_through_the_gateway(
 
 
 async def test_bad_requests_get_a_clear_error_and_the_engine_goes_on(
-    kube: Kube, gateway: grpc.aio.Channel
+    austen: Kube, gateway: grpc.aio.Channel
 ) -> None:
-    kube.apply(tiny("strict", kube.namespace))
-    await eventually(
-        "Ready",
-        lambda: condition(kube.get("moefleet", "strict"), "Ready") == "True",
-        180,
-        lambda: kube.explain("strict"),
-    )
-    model = f"{kube.namespace}/strict"
+    await ready(austen, "austen")
+    model = f"{austen.namespace}/austen"
     table = {
         "negative max_tokens": (
             pb.GenerateRequest(model=model, prompt="a", stopping=pb.Stopping(max_tokens=-1)),
@@ -118,15 +114,27 @@ async def test_bad_requests_get_a_clear_error_and_the_engine_goes_on(
         assert good.end is End.OK, (name, good)
 
 
-async def test_models_are_listed_by_the_gateway(kube: Kube, gateway: grpc.aio.Channel) -> None:
-    kube.apply(tiny("listed", kube.namespace))
+async def test_helm_test_sends_a_request_and_models_are_listed(
+    austen: Kube, gateway: grpc.aio.Channel, release: Release
+) -> None:
+    await ready(austen, "austen")
+    # `helm test` asks the first model that the gateway knows: fleets of earlier tests may still be on their way out.
+    await eventually(
+        "no fleet but this one",
+        lambda: (
+            run("kubectl", "get", "moefleets", "-A", "-o", "name").split() == ["moefleet.moefleet.io/austen"]
+        ),
+        120,
+    )
 
-    await eventually("the fleet to be known", lambda: kube.get("moefleet", "listed"), 10)
+    stub = rpc.InferenceServiceStub(gateway)
+    listed: list[str] = []
     for _ in range(60):
-        models = (
-            await rpc.InferenceServiceStub(gateway).ListModels(pb.ListModelsRequest(), timeout=10)
-        ).models
-        if any(m.fleet == f"{kube.namespace}/listed" for m in models):
-            return
+        models = (await stub.ListModels(pb.ListModelsRequest(), timeout=10)).models
+        listed = [m.fleet for m in models]
+        if listed == [f"{austen.namespace}/austen"]:
+            break
         await asyncio.sleep(0.5)
-    raise AssertionError(f"listed is not among {models}")
+    assert listed == [f"{austen.namespace}/austen"]
+    said = await asyncio.to_thread(release.test)
+    assert "Succeeded" in said, said

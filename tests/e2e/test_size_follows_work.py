@@ -27,14 +27,15 @@ async def test_load_raises_the_fleet_and_quiet_lowers_it_and_no_stream_is_cut(
     )
 
     load = Load(release.gateway_address(), f"{kube.namespace}/tide")
-    running = asyncio.create_task(load.run(busy(60, 5)))
+    running = asyncio.create_task(load.run(busy(90, 5)))
     grown = await eventually(
         "more than one ready replica",
         lambda: len(kube.ready_replicas("tide")) > 1,
-        60,
+        90,
         lambda: kube.explain("tide"),
     )
     assert grown
+    load.stop()
     await running
     await eventually(
         "one replica again", lambda: len(kube.replicas("tide")) == 1, 180, lambda: kube.explain("tide")
@@ -75,13 +76,14 @@ async def test_advisory_mode_says_what_it_would_do_and_does_nothing(kube: Kube, 
         lambda: kube.explain("advice"),
     )
     load = Load(release.gateway_address(), f"{kube.namespace}/advice")
-    running = asyncio.create_task(load.run(busy(40, 5)))
+    running = asyncio.create_task(load.run(busy(90, 5)))
 
     def advised() -> bool:
         status = (kube.get("moefleet", "advice") or {}).get("status") or {}
         return int(((status.get("scaling") or {}).get("lastDecision") or {}).get("to") or 0) > 1
 
     await eventually("advice of more than one replica", advised, 90, lambda: kube.explain("advice"))
-    assert len(kube.replicas("advice")) == 1
+    load.stop()
     await running
+    assert len(kube.replicas("advice")) == 1
     assert [o for o in load.outcomes if o.end is not End.OK] == []

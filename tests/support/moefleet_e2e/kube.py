@@ -77,6 +77,13 @@ class Kube:
     def ready_replicas(self, fleet: str) -> list[Object]:
         return [p for p in self.replicas(fleet) if is_ready(p)]
 
+    def draining(self, fleet: str) -> list[Object]:
+        return [p for p in self.replicas(fleet) if condition(p, "moefleet.io/Draining") == "True"]
+
+    def remove(self) -> None:
+        """The namespace with all that is in it; nobody waits for its end."""
+        run("kubectl", "delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
+
     def events(self, fleet: str) -> list[Object]:
         items: list[Object] = json.loads(self.kubectl("get", "events.events.k8s.io", "-o", "json"))["items"]
         return [e for e in items if (e.get("regarding") or {}).get("name") == fleet]
@@ -99,6 +106,19 @@ class Kube:
 
 def is_ready(pod: Object) -> bool:
     return "deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready") == "True"
+
+
+async def ready(kube: Kube, fleet: str, replicas: int = 1, limit_s: float = 180) -> None:
+    """Waits until so many replicas are Ready, and the fleet with them."""
+    await eventually(
+        f"{fleet} Ready with {replicas} replicas",
+        lambda: (
+            len(kube.ready_replicas(fleet)) == replicas
+            and condition(kube.get("moefleet", fleet), "Ready") == "True"
+        ),
+        limit_s,
+        lambda: kube.explain(fleet),
+    )
 
 
 def condition(found: Object | None, kind: str) -> str | None:
