@@ -161,6 +161,11 @@ class ControlPlane:
                 shutil.rmtree(self.state, ignore_errors=True)
             raise
 
+    def kill(self) -> None:
+        """Everything at once and without a grace, also when nothing has been started yet."""
+        if hasattr(self, "processes"):
+            self.processes.kill_all()
+
     def stop(self) -> None:
         for name in ("kwok", "kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             self.processes.stop(name, STOP_GRACE_S)

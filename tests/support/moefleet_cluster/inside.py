@@ -88,7 +88,7 @@ class Cluster:
     def stop(self) -> None:
         # Data is thrown away and the namespaces clean the rest, so nothing needs a grace.
         self.processes.kill_all()
-        self.plane.processes.kill_all()
+        self.plane.kill()
 
     def environment(self) -> dict[str, str]:
         return {

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from . import cgroups
+from . import cgroups, host_folders
 from .processes import DIE_WITH_PARENT
 from .spec import ClusterSpec
 
@@ -30,9 +30,11 @@ class Namespaces:
     def __init__(self, spec: ClusterSpec, command: list[str]) -> None:
         self._spec, self._command = spec, command
         self._process: subprocess.Popen[bytes] | None = None
+        self._held = contextlib.ExitStack()
 
     def start(self) -> None:
         cgroups.remove_leftovers()
+        self._held.enter_context(host_folders.held())
         self._spec.folder.mkdir(parents=True, exist_ok=True)
         specification = self._spec.folder / "spec.json"
         self._spec.write(specification)
@@ -76,12 +78,21 @@ class Namespaces:
         for _ in range(20):
             cgroups.remove(self._spec.name)
             if not cgroups.exists(self._spec.name):
-                return
+                break
             time.sleep(0.1)
+        self._held.close()
 
 
 def run(spec: ClusterSpec, command: list[str], *, keep: bool) -> int:
-    """Starts a cluster, runs the command inside, and ends it. Without `keep` the state goes too, but for logs after a failure."""
+    """Starts a cluster, runs the command inside, and ends it. Without `keep` the state goes too, but for logs after a failure.
+
+    Raises:
+        ValueError: when the folder of its state is not empty.
+    """
+    if spec.folder.exists() and any(spec.folder.iterdir()):
+        raise ValueError(
+            f"{spec.folder} is not empty: a cluster begins with an empty folder, so that nothing in it is of another one"
+        )
     namespaces = Namespaces(spec, command)
 
     def end(number: int, frame: FrameType | None) -> None:

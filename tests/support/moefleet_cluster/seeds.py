@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import host_folders
 from .build import locked
 from .layers import ImageError
 from .namespaces import environment
@@ -40,7 +41,8 @@ def ensure(archive: Path) -> Path:
             *DIE_WITH_PARENT, "unshare", "--mount", "--propagation", "private",
             sys.executable, "-m", "moefleet_cluster.seeds", str(archive), str(partial),
         ]  # fmt: skip
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        with host_folders.held():
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             partial.unlink(missing_ok=True)
             raise ImageError(f"containerd could not unpack {archive.name}:\n{done.stderr.strip()[-2000:]}")
