@@ -147,11 +147,12 @@ async def load(
             closed = await _line(process, "closed")
             cpu_s = tuple(process_cpu_s(pid) - b for pid, b in zip(watched, before, strict=True))
             busy_s = machine_busy_s() - busy_s
+            await process.wait()  # by itself: it has said all
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        await process.wait()
+            await process.wait()
     if closed["failed"] or not closed["messages"]:
         raise RuntimeError(
             f"{closed['failed']} of {closed['ended'] + closed['failed']} requests failed: {closed['failure']}"
