@@ -21,8 +21,8 @@ import (
 
 const (
 	generate = "/moefleet.inference.v1.InferenceService/Generate"
-	// HTTP/2 connections of the clients together. The kernel deals them out among Envoy's workers: with 4, one worker had
-	// all of them in some runs and half in others, and a busier worker needs less time for a message.
+	// HTTP/2 connections of the clients together. The kernel deals them out among Envoy's workers by chance, and a busier
+	// worker needs less time for a message: few connections could all meet the same worker.
 	connections = 16
 )
 
