@@ -121,7 +121,8 @@ def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted
         return
     if len(live) < wanted:
         return
-    if not stuck and _may_surge(observed, ready):
+    # One beside the wanted ones: after a change back and forth it may be there already.
+    if not stuck and len(live) <= wanted and _may_surge(observed, ready):
         out.create, out.create_reason = 1, reasons.ROLLOUT_IN_PROGRESS
         out.create_message = (
             f"revision {observed.revision}: a new replica beside {count(len(serving), 'old one')}"

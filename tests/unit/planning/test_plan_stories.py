@@ -182,6 +182,7 @@ ROWS = [
     ),
     Row("an old replica that never served is replaced at once", [ready(0, OLD), starting(1, OLD)], ["delete 0-1"], {"replicas": 2}, ROOM),
     Row("maxUnavailable counts replicas that are not ready", [ready(0, OLD), ready(1, OLD), starting(2, OLD, started=True)], [f"mark 0-2 {DRAIN}"], {"replicas": 3}, FULL),
+    Row("the surge is there already: a second one is not made", [ready(0), ready(1), ready(0, OLD), starting(1, OLD, started=True), starting(2, OLD, started=True)], [f"mark 0-2 {DRAIN}"], {"replicas": 4}, ROOM),
     # --- what goes wrong -------------------------------------------------------------------------------------------------
     Row("a failed pod is replaced in the next slot", [failed(0)], ["create 1-1"], {}, ROOM),
     Row("the second failure within 10 minutes waits", [failed(0), failed(1)], [], {}, ROOM),
