@@ -15,7 +15,7 @@ from moefleet_operator.api import conditions as reasons
 from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Observed, Replica
 from moefleet_operator.planning.plan import plan
-from moefleet_operator.planning.shape import wants_room
+from moefleet_operator.planning.shape import falls_short
 from moefleet_operator.planning.status import invalid_status
 from moefleet_operator.planning.steps import AnyStep, CallDrain, CallResume, CreateReplica, Plan
 from moefleet_operator.planning.writing import NUMBERS_EVERY_S, retargets, write_at
@@ -394,6 +394,6 @@ class Core:
 def _wanted_groups(observed: Observed, made: Plan) -> set[str]:
     """Groups of steps that are wanted, also where they wait: a replica may be missing and not be made in this very plan."""
     wanted = {group_of(step) for step in made.steps} | {STATUS}
-    if wants_room(observed, made.target):
+    if falls_short(observed, made.target):
         wanted.add(CREATE)
     return wanted

@@ -19,6 +19,7 @@ from .victims import victims
 from .wording import count, count_are, share_are, there_are
 
 # A second unschedulable replica is taken back after so long: the scheduler looks again when a pod ends or a node comes.
+# And where nodes are made for pods, nobody is told before.
 UNSCHEDULABLE_GRACE_S = 30.0
 # Failed pods are kept so long: they hold no GPU, and they are the memory of the backoff below.
 FAILED_KEEP_S = 600.0
@@ -75,13 +76,19 @@ def shape(observed: Observed, target: Target, now: float) -> Shape:
     missing = wanted - len(live)
     if missing > 0:
         _fill(observed, missing, target, now, out)
+    _tell_stuck(observed, live, wanted, now, out)
     return out
+
+
+def falls_short(observed: Observed, target: Target) -> bool:
+    """Whether replicas are missing, or of an older revision."""
+    live = [r for r in observed.replicas if r.live]
+    return len(live) < target.replicas or any(r.pod.revision != observed.revision for r in live)
 
 
 def wants_room(observed: Observed, target: Target) -> bool:
     """Whether the plan will ask how many more replicas fit: counting all nodes is worth it only then."""
-    live = [r for r in observed.replicas if r.live]
-    return len(live) < target.replicas or any(r.pod.revision != observed.revision for r in live)
+    return falls_short(observed, target) or any(r.unschedulable_since is not None for r in observed.replicas)
 
 
 def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted: int, out: Shape) -> None:
@@ -203,11 +210,31 @@ def _allowed(observed: Observed, live: list[Replica], missing: int, out: Shape) 
     return min(missing, fits + (0 if waiting else 1))
 
 
+def _tell_stuck(observed: Observed, live: list[Replica], wanted: int, now: float, out: Shape) -> None:
+    """All that are wanted are there, and the scheduler has no node for one of them."""
+    stuck = sorted((since, r.pod.slot, r) for r in live if (since := r.unschedulable_since) is not None)
+    if out.limited is not None or not stuck or sum(1 for r in live if r.pod.node) >= wanted:
+        return
+    if any(r.draining or r.pod.terminating for r in observed.replicas):
+        # It waits for the place of one of ours, which is on its way out.
+        return
+    since, _, replica = stuck[0]
+    if not observed.node_autoscaler:
+        out.limited = _no_room(observed, replica)
+    elif now < since + UNSCHEDULABLE_GRACE_S:
+        out.wake(since + UNSCHEDULABLE_GRACE_S)
+    else:
+        # Nodes that there are say nothing about those that may come.
+        out.limited = Problem(reasons.UNSCHEDULABLE, _waits_for_node(replica))
+
+
+def _waits_for_node(replica: Replica) -> str:
+    return f"{replica.name} waits for a node: {replica.pod.conditions['PodScheduled'].message}".rstrip(": ")
+
+
 def _no_room(observed: Observed, stuck: Replica | None) -> Problem:
     room = observed.capacity
-    said = ""
-    if stuck is not None:
-        said = f"{stuck.name} waits for a node: {stuck.pod.conditions['PodScheduled'].message}".rstrip(": ")
+    said = _waits_for_node(stuck) if stuck is not None else ""
     if room.fits is None:
         return Problem(reasons.UNSCHEDULABLE, said or "no node has room for another replica")
     if room.nodes_large_enough == 0:

@@ -531,6 +531,66 @@ def test_deletion_creates_nothing_and_forgets_everything() -> None:
     assert desk.core.target(FLEET) is None
 
 
+SCHEDULER_SAYS = (
+    "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes are "
+    "available: 1 Preemption is not helpful for scheduling."
+)
+
+
+def as_the_scheduler_leaves_it(desk: Desk, pod: CreatePod) -> dict[str, Any]:
+    """What the API server shows of a pod that finds no node, and no kubelet has seen."""
+    condition = {
+        "lastProbeTime": None,
+        "lastTransitionTime": "2027-01-15T08:00:01Z",
+        "message": SCHEDULER_SAYS,
+        "observedGeneration": 1,
+        "reason": "Unschedulable",
+        "status": "False",
+        "type": "PodScheduled",
+    }
+    body = desk.stamped(pod.body, uid=f"uid-{pod.object.name}", creationTimestamp="2027-01-15T08:00:00Z")
+    return {**body, "status": {"conditions": [condition], "phase": "Pending", "qosClass": "Burstable"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"pods_watched": "all"}, "NoNodeFits"), ({}, "Unschedulable")]
+)
+def test_the_only_replica_that_finds_no_node_is_said_and_healed(settings: Any, reason: str) -> None:
+    desk = Desk(**settings)
+    small = {
+        "metadata": {"name": "n1", "uid": "node", "resourceVersion": "5"},
+        "spec": {},
+        "status": {
+            "allocatable": {"cpu": "64", "memory": "512Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    desk.feed(ObjectChanged("Node", Key("", "n1"), small))
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    desk.lead()
+    created = desk.take(CreatePod)
+    desk.answer(created, Ok(desk.stamped(created.body, uid=f"uid-{created.object.name}")))
+    desk.settle(2)
+    assert desk.conditions["CapacityLimited"][:2] == ("False", "CapacitySufficient")
+    desk.feed(ObjectChanged("Pod", created.object, as_the_scheduler_leaves_it(desk, created)))
+    told: list[EmitEvent] = []
+    for _ in range(20):
+        told += [e for e in desk.all(EmitEvent) if e not in told]
+        desk.carry_out(1)
+        desk.tick(0.2)
+    for type_, status in (("CapacityLimited", "True"), ("Ready", "False")):
+        assert desk.conditions[type_][:2] == (status, reason)
+        assert SCHEDULER_SAYS.rstrip(".") in desk.conditions[type_][2]
+    assert [(e.type, e.reason) for e in told if e.type == "Warning"] == [("Warning", reason)]
+    desk.settle(180)
+    assert desk.conditions["CapacityLimited"][:2] == ("True", reason)
+    assert len(desk.core.replicas(FLEET)) == 1
+    desk.feed(ObjectChanged("Pod", created.object, serving(desk, created)))
+    desk.settle(2)
+    assert desk.conditions["CapacityLimited"][:2] == ("False", "CapacitySufficient")
+    assert desk.conditions["Ready"][:2] == ("True", "AllReplicasReady")
+
+
 def test_a_refusal_is_forgotten_when_what_was_refused_is_wanted_no_more() -> None:
     desk = with_fleet()
     desk.pods_serve = True
