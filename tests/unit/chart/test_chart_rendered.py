@@ -17,6 +17,8 @@ import yaml
 from moefleet_cluster.programs import programs_folder
 from moefleet_operator import names
 from moefleet_operator.api.crd import custom_resource_definition
+from moefleet_operator.handlers.startup import LEASE_NAME
+from moefleet_operator.kube.access import Right, rights_needed
 
 CHART = Path(__file__).resolve().parents[3] / "charts/moefleet"
 GOLDEN = Path(__file__).parent / "golden"
@@ -136,6 +138,64 @@ def test_no_rule_has_a_star_and_none_reads_secrets(case: str) -> None:
             assert "*" not in json.dumps(rule), role["metadata"]["name"]
             assert "secrets" not in rule["resources"], role["metadata"]["name"]
             assert rule["verbs"], role["metadata"]["name"]
+
+
+def granted(objects: Objects, account: str) -> set[Right]:
+    """Everything that roles bound to this ServiceAccount allow, one right for each verb, resource and name."""
+    found: set[Right] = set()
+    for binding in of_kind(objects, "ClusterRoleBinding") + of_kind(objects, "RoleBinding"):
+        if account not in {subject["name"] for subject in binding["subjects"]}:
+            continue
+        where = binding["metadata"].get("namespace", "")
+        kind, name = binding["roleRef"]["kind"], binding["roleRef"]["name"]
+        (role,) = [
+            r
+            for r in of_kind(objects, kind)
+            if r["metadata"]["name"] == name
+            and (kind == "ClusterRole" or r["metadata"]["namespace"] == where)
+        ]
+        for rule in role["rules"]:
+            found |= {
+                Right(verb, group, *_split(resource), where, allowed)
+                for verb in rule["verbs"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for allowed in rule.get("resourceNames", [""])
+            }
+    return found
+
+
+def _split(resource: str) -> tuple[str, str]:
+    plural, _, subresource = resource.partition("/")
+    return plural, subresource
+
+
+@pytest.mark.parametrize(
+    ("case", "namespaces", "sees_nodes"), [("default", (), True), ("namespaced", ("team-a", "team-b"), False)]
+)
+def test_the_operator_may_do_what_it_does_and_nothing_else(
+    case: str, namespaces: tuple[str, ...], sees_nodes: bool
+) -> None:
+    where = namespaces or ("",)
+    needed = {
+        right
+        for right in rights_needed(namespaces, "moefleet-system", LEASE_NAME)
+        if sees_nodes or right.resource != "nodes"
+    }
+    needed.add(Right("create", "authorization.k8s.io", "selfsubjectaccessreviews"))
+    # For clusters that check owner references; nothing of ours is ever sent there.
+    needed |= {Right("update", "moefleet.io", "moefleets", "finalizers", namespace) for namespace in where}
+    assert granted(render(case), "moefleet-operator") == needed
+
+
+@pytest.mark.parametrize(("case", "where"), [("default", ("",)), ("namespaced", ("team-a", "team-b"))])
+def test_the_gateway_may_watch_fleets_and_pods_and_nothing_else(case: str, where: tuple[str, ...]) -> None:
+    assert granted(render(case), "moefleet-gateway") == {
+        Right(verb, group, resource, "", namespace)
+        for verb in ("list", "watch")
+        for group, resource in (("moefleet.io", "moefleets"), ("", "pods"))
+        for namespace in where
+    }
 
 
 def test_namespaced_scope_grants_nothing_beyond_its_namespaces() -> None:

@@ -2,8 +2,8 @@
 {{- define "moefleet.gatewayFleetRules" -}}
 - apiGroups: [moefleet.io]
   resources: [moefleets]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- end -}}

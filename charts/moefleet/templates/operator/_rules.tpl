@@ -2,10 +2,10 @@
 {{- define "moefleet.operatorFleetRules" -}}
 - apiGroups: [moefleet.io]
   resources: [moefleets]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [moefleet.io]
   resources: [moefleets/status]
-  verbs: [patch, update]
+  verbs: [patch]
 - apiGroups: [moefleet.io]
   resources: [moefleets/finalizers]
   # No finalizer is set: clusters that check owner references ask for this before a child may block its owner's deletion.
@@ -18,11 +18,12 @@
   verbs: [patch]
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, list, watch, create, patch, delete]
+  # Deleted by the garbage collector, with their fleet.
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end -}}
