@@ -15,7 +15,7 @@ import pytest
 from moefleet_operator.core.effects import Effect, Exit, ReadLease, WakeAt
 from moefleet_operator.core.events import Event, Json, Key, ObjectChanged, Relisted, Stop, Synced
 from moefleet_operator.core.settings import CoreSettings
-from moefleet_operator.handlers import process, resync, watching
+from moefleet_operator.handlers import process, resync, startup, watching
 from moefleet_operator.handlers.process import Operator
 from moefleet_operator.kube.clock import SystemClock
 from moefleet_operator.planning.facts import PodFacts
@@ -24,6 +24,8 @@ from moefleet_operator.settings import Settings
 from moefleet_operator_rig.fake_api import FakeApi
 
 LIMIT_S = 60.0
+FLEETS = "GET /apis/moefleet.io/v1alpha1/moefleets"
+REVIEWS = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 COMMON: dict[str, Any] = {"reason": "Test", "message": "m", "not_after": float("inf")}
 
 
@@ -152,6 +154,91 @@ async def test_it_waits_for_the_crd_and_is_ready_after_the_first_lists(
             text = (await running.get("/metrics"))[1]
             assert 'moefleet_operator_objects{kind="MoEFleet"} 1.0' in text
             assert "moefleet_operator_leader 0.0" in text
+
+
+async def test_roles_that_are_not_known_yet_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Helm makes the roles and the Deployment at once; an API server that is slow says no to the first question."""
+    monkeypatch.setattr(startup, "CONNECT_RETRY_S", 0.05)
+    async with FakeApi().running() as api:
+        api.put("moefleets", "team", "chat")
+        api.denied = {"list moefleets", "watch moefleets", "list pods", "watch pods"}
+        async with operator(api, tmp_path, monkeypatch) as running:
+            said = await running.until_path("/readyz", 503)
+            await running.until(lambda: api.requests[REVIEWS] > 100)
+            said = (await running.get("/readyz"))[1]
+            assert "no right to list and watch moefleets in the cluster" in said
+            assert not running.cores
+            assert (await running.get("/healthz"))[0] == 200
+            api.denied.clear()
+            await running.until_path("/readyz", 200)
+            await running.until(
+                lambda: any(
+                    e.key.name == "chat" for e in running.cores[0].heard if isinstance(e, ObjectChanged)
+                )
+            )
+            assert all(
+                e.available
+                for e in running.cores[0].heard
+                if isinstance(e, Synced) and e.kind != "GatewayPod"
+            )
+
+
+async def test_a_right_that_comes_later_starts_the_process_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "RIGHTS_EVERY_S", 0.1)
+    async with FakeApi().running() as api:
+        api.denied = {"list nodes"}
+        async with operator(api, tmp_path, monkeypatch) as running:
+            await running.until_path("/readyz", 200)
+            assert 'missing_right{right="list nodes"} 1.0' in (await running.get("/metrics"))[1]
+            api.denied.clear()
+            assert await asyncio.wait_for(running.task, LIMIT_S) == 1
+            assert isinstance(running.cores[0].heard[-1], Stop)
+
+
+async def test_a_crd_that_is_served_and_not_discovered_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resync, "RELIST_RETRY_S", 0.05)
+    async with FakeApi().running() as api:
+        api.undiscovered = {"moefleets"}
+        async with operator(api, tmp_path, monkeypatch) as running:
+            await running.until(lambda: api.requests[FLEETS] > 3)
+            assert (await running.get("/readyz"))[0] == 503
+            api.undiscovered.clear()
+            await running.until_path("/readyz", 200)
+            # kopf looks only once: had it begun before, this watch would never be.
+            await running.until(lambda: api.watches("moefleets"))
+
+
+async def test_it_is_ready_when_its_watches_have_begun_and_brought_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeApi().running() as api:
+        api.put("moefleets", "team", "chat")
+        began = asyncio.Event()
+        start = watching.WatchThread.start
+
+        def begin(self: watching.WatchThread) -> None:
+            # What we list ourselves is listed by now; kopf meets a server that is too busy.
+            api.refuse["moefleets"] = [503] * 1000
+            start(self)
+            began.set()
+
+        monkeypatch.setattr(watching.WatchThread, "start", begin)
+        async with operator(api, tmp_path, monkeypatch) as running:
+            await asyncio.wait_for(began.wait(), LIMIT_S)
+            await running.until(lambda: api.requests[FLEETS] > 2)
+            await running.until(lambda: api.watches("nodes"))
+            status, said = await running.get("/readyz")
+            assert status == 503
+            assert said == "the watch of MoEFleet has brought nothing yet\n"
+            del api.refuse["moefleets"]
+            await running.until_path("/readyz", 200)
+            assert any(isinstance(e, ObjectChanged) for e in running.cores[0].heard)
 
 
 async def test_a_watch_that_says_nothing_makes_the_process_unhealthy(

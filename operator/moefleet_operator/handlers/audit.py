@@ -32,9 +32,13 @@ class WatchAudit:
         self._by_namespace = by_namespace
         self._delivered: dict[Kind, dict[Key, int]] = {}
         self._owed: dict[Kind, dict[Key, _Owed]] = {}
+        # How many the last LIST had, and of which kinds a watch has brought anything.
+        self._there: dict[Kind, int] = {}
+        self._heard: set[Kind] = set()
 
     def delivered(self, kind: Kind, key: Key, version: int | None) -> None:
         """A watch event; None: the object is gone."""
+        self._heard.add(kind)
         seen = self._delivered.setdefault(kind, {})
         if version is None:
             seen.pop(key, None)
@@ -51,6 +55,14 @@ class WatchAudit:
 
     def _one_watch(self, a: Key, b: Key) -> bool:
         return not self._by_namespace or a.namespace == b.namespace
+
+    def counted(self, kind: Kind, objects: int) -> None:
+        """A full LIST, also one from before the watch."""
+        self._there[kind] = objects
+
+    def silent(self, kind: Kind) -> bool:
+        """There are such objects, and the watch has not brought one yet: it has not been opened."""
+        return self._there.get(kind, 0) > 0 and kind not in self._heard
 
     def listed(self, kind: Kind, versions: Iterable[tuple[Key, int]], as_of: int, now: float) -> None:
         """A full LIST as of that resourceVersion."""

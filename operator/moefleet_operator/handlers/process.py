@@ -30,7 +30,7 @@ from .loop import CoreLoop
 from .resync import Resync
 from .scope import Scope
 from .sizing import Sizing
-from .startup import ToldToEnd, core_settings, plan_scope, unless
+from .startup import ESSENTIAL, ToldToEnd, core_settings, plan_scope, rights_changed, unless
 from .watching import WatchThread
 from .web import serve
 
@@ -60,6 +60,9 @@ class Operator:
         self._audit = WatchAudit(by_namespace=bool(settings.watch_namespaces))
         self._loop: CoreLoop | None = None
         self._synced = False
+        self._watching: WatchThread | None = None
+        # What a person would have to do before we can begin.
+        self._waits_for = ""
 
     async def run(self) -> int:
         told = asyncio.Event()
@@ -72,7 +75,7 @@ class Operator:
                 settings.metrics_port,
                 metrics=self._metrics,
                 alive=self.wrong,
-                ready=lambda: [] if self._synced else ["the first LISTs are not complete"],
+                ready=self.not_ready,
             )
             open_things.push_async_callback(web.cleanup)
             log.info("Started", identity=settings.pod_name, namespace=settings.namespace, port=port)
@@ -90,8 +93,12 @@ class Operator:
                 clock=self._clock,
                 instance=settings.pod_name,
             )
+
+            def waiting(problem: str) -> None:
+                self._waits_for = problem
+
             try:
-                scope = await unless(told, plan_scope(settings, reads, self._clock, self._metrics))
+                scope = await unless(told, plan_scope(settings, reads, self._clock, self._metrics, waiting))
                 resync = Resync(
                     scope=scope,
                     transport=reads,
@@ -104,7 +111,7 @@ class Operator:
                 await unless(told, resync.first())
             except ToldToEnd:
                 return 0
-            watching = self._watch(scope, lambda: credentials(configuration))
+            watching = self._watching = self._watch(scope, lambda: credentials(configuration))
             watching.start()
             open_things.push_async_callback(watching.stop)
             self._synced = True
@@ -126,6 +133,7 @@ class Operator:
                 "measuring": self._measure(scope, core),
                 "telemetry": hub.run(),
                 "scaling": sizing.run(),
+                "rights": rights_changed(settings, reads, self._clock, self._metrics, scope),
             }
             return await until_the_end(loop.run(), watching.ended, told, self._inbox.put, parts)
 
@@ -136,6 +144,16 @@ class Operator:
             problems.append(f"the core has seen nothing for {now - self._loop.seen_at:.0f} s")
         dead = self._audit.dead(now)
         return [*problems, dead] if dead else problems
+
+    def not_ready(self) -> list[str]:
+        """What is missing before we may be relied upon: everything listed, every watch begun, and what matters heard of."""
+        if not self._synced or self._watching is None:
+            return [self._waits_for or "the first LISTs are not complete"]
+        if self._watching.to_begin:
+            return [f"{self._watching.to_begin} watches have not begun"]
+        return [
+            f"the watch of {kind} has brought nothing yet" for kind in ESSENTIAL if self._audit.silent(kind)
+        ]
 
     def _watch(self, scope: Scope, login: Any) -> WatchThread:
         home = asyncio.get_running_loop()

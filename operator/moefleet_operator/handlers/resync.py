@@ -9,7 +9,7 @@ import structlog
 
 from moefleet_operator.core.events import Event, Relisted, Synced
 from moefleet_operator.kube.clock import Clock
-from moefleet_operator.kube.reads import RefusedError, UnreachableError, pages
+from moefleet_operator.kube.reads import RefusedError, UnreachableError, discovered, pages
 from moefleet_operator.kube.resources import key_of
 from moefleet_operator.kube.wire import Transport
 from moefleet_operator.metrics import Metrics
@@ -49,12 +49,24 @@ class Resync:
             self._emit(Synced(lacking.kind, available=False, message=lacking.message))
         for watch in self._scope.watches:
             said = ""
-            while (problem := await self._relist(watch, audited=False)) is not None:
+            while (problem := await self._begin(watch)) is not None:
                 if problem != said:
                     log.warning("ListFailed", kind=watch.kind, message=problem)
                     said = problem
                 await self._clock.sleep(RELIST_RETRY_S)
             self._emit(Synced(watch.kind))
+
+    async def _begin(self, watch: Watch) -> str | None:
+        problem = await self._relist(watch, audited=False)
+        if problem is not None:
+            return problem
+        try:
+            # A CRD that was just installed is served before it is discovered, and kopf discovers once.
+            if await discovered(self._transport, self._clock, watch.resource):
+                return None
+        except (RefusedError, UnreachableError) as error:
+            return str(error)
+        return f"the API server serves {watch.resource.plural} and does not name them in its discovery yet"
 
     async def run(self) -> None:
         """For ever. A kind that cannot be listed now keeps what is known of it."""
@@ -80,6 +92,7 @@ class Resync:
             self._metrics.list_failures.labels(kind=watch.kind).inc()
             return str(error)
         self._metrics.relisted(watch.kind, len(objects), self._clock.wall())
+        self._audit.counted(watch.kind, len(objects))
         if audited:
             versions = ((key_of(raw), version_of(raw)) for raw in objects)
             self._audit.listed(watch.kind, versions, as_of, self._clock.now())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
 import structlog
 
+from moefleet_operator.core.events import Kind
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.kube.access import Right, missing_rights, rights_needed
 from moefleet_operator.kube.clock import Clock
@@ -20,6 +21,10 @@ from .scope import Scope, scope
 
 # The chart narrows the right to this name.
 LEASE_NAME: Final = "moefleet-operator"
+# Without these nothing can be done for any fleet, so they are waited for.
+ESSENTIAL: Final[tuple[Kind, ...]] = ("MoEFleet", "Pod")
+# A right given or taken while we run is noticed within this time; the questions cost the API server nothing.
+RIGHTS_EVERY_S: Final = 60.0
 # While the API server cannot be reached.
 CONNECT_RETRY_S: Final = 2.0
 
@@ -28,12 +33,50 @@ log = structlog.get_logger("moefleet_operator")
 T = TypeVar("T")
 
 
-async def plan_scope(settings: Settings, transport: Transport, clock: Clock, metrics: Metrics) -> Scope:
-    missing = await _rights(settings, transport, clock, metrics)
-    found = scope(settings.watch_namespaces, settings.namespace, settings.gateway, missing)
-    for lacking in found.unavailable:
-        log.info("NotWatched", kind=lacking.kind, message=lacking.message)
+async def plan_scope(
+    settings: Settings,
+    transport: Transport,
+    clock: Clock,
+    metrics: Metrics,
+    waiting: Callable[[str], None] = lambda problem: None,
+) -> Scope:
+    """Waits until the essential kinds may be watched: roles bound a moment ago are not known to every API server yet.
+
+    `waiting` hears what it waits for, and an empty text at the end."""
+    said: tuple[Right, ...] = ()
+    while True:
+        missing = await _rights(settings, transport, clock, metrics)
+        if missing != said:
+            _say_missing(missing)
+            said = missing
+        found = scope(settings.watch_namespaces, settings.namespace, settings.gateway, missing)
+        lacking = [u.message for u in found.unavailable if u.kind in ESSENTIAL]
+        waiting("; ".join(lacking))
+        if not lacking:
+            break
+        await clock.sleep(CONNECT_RETRY_S)
+    for kind in found.unavailable:
+        log.info("NotWatched", kind=kind.kind, message=kind.message)
     return found
+
+
+async def rights_changed(
+    settings: Settings, transport: Transport, clock: Clock, metrics: Metrics, found: Scope
+) -> None:
+    """Ends when another kind may be watched than at the start, or one no more: the process is then started anew."""
+    while True:
+        await clock.sleep(RIGHTS_EVERY_S)
+        try:
+            missing = await missing_rights(transport, clock, _needed(settings))
+        except (RefusedError, UnreachableError):
+            # What is not known has not changed.
+            continue
+        _measure_missing(metrics, missing)
+        now = scope(settings.watch_namespaces, settings.namespace, settings.gateway, missing)
+        if now.unavailable != found.unavailable:
+            lacks = [u.message for u in now.unavailable] or ["every kind may be watched"]
+            log.warning("RightsChanged", message=f"starting anew: {'; '.join(lacks)}")
+            return
 
 
 def core_settings(settings: Settings, found: Scope) -> CoreSettings:
@@ -71,11 +114,10 @@ async def unless(told: asyncio.Event, work: Coroutine[object, object, T]) -> T:
 async def _rights(
     settings: Settings, transport: Transport, clock: Clock, metrics: Metrics
 ) -> tuple[Right, ...]:
-    needed = rights_needed(settings.watch_namespaces, settings.namespace, LEASE_NAME)
     said = ""
     while True:
         try:
-            missing = await missing_rights(transport, clock, needed)
+            missing = await missing_rights(transport, clock, _needed(settings))
             break
         except (RefusedError, UnreachableError) as error:
             if isinstance(error, RefusedError) and error.status == 403:
@@ -87,9 +129,22 @@ async def _rights(
                 log.warning("ApiServerAway", message=str(error))
                 said = str(error)
             await clock.sleep(CONNECT_RETRY_S)
+    _measure_missing(metrics, missing)
+    return missing
+
+
+def _needed(settings: Settings) -> tuple[Right, ...]:
+    return rights_needed(settings.watch_namespaces, settings.namespace, LEASE_NAME)
+
+
+def _measure_missing(metrics: Metrics, missing: Sequence[Right]) -> None:
+    metrics.missing_right.clear()
     for right in missing:
         metrics.missing_right.labels(right=str(right)).set(1)
+
+
+def _say_missing(missing: Sequence[Right]) -> None:
+    for right in missing:
         log.warning(
             "RightMissing", right=str(right), message=f"this operator may not {right}; see the chart's roles"
         )
-    return missing

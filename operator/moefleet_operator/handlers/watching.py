@@ -36,6 +36,8 @@ WATCH_PAGE_OBJECTS: Final = 500
 WATCH_BACKOFFS_S: Final = (0.2, 0.5, 1.0, 2.0, 3.0, *(5.0,) * 60)
 # How often it is looked at whether all watches live. kopf itself does not notice when one of them has failed.
 LOOK_EVERY_S: Final = 1.0
+# Until they have begun, because readiness waits for it.
+LOOK_FIRST_S: Final = 0.1
 # Discovery asks for a page for each API group.
 BEGIN_MAX_S: Final = 60.0
 # Sync handlers do not exist here, so kopf's thread pool stays empty.
@@ -57,6 +59,8 @@ class WatchThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._asked_to_stop = False
+        # Watches that kopf has not begun yet; written in its thread.
+        self.to_begin = sum(len(watch.namespaces) for _, group in self._operators for watch in _once(group))
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -110,7 +114,7 @@ class WatchThread:
     async def _look(self) -> None:
         """Raises when a watch has ended, or does not begin."""
         loop = asyncio.get_running_loop()
-        wanted = sum(len(watch.namespaces) for _, group in self._operators for watch in _once(group))
+        wanted = self.to_begin
         begin_by = loop.time() + BEGIN_MAX_S
         seen: set[asyncio.Task[Any]] = set()
         while True:
@@ -118,9 +122,10 @@ class WatchThread:
             ended = sorted(task.get_name().removeprefix("watcher for ") for task in seen if task.done())
             if ended:
                 raise RuntimeError(f"{len(ended)} of {wanted} watches ended: {', '.join(ended)}")
-            if len(seen) < wanted and loop.time() > begin_by:
-                raise RuntimeError(f"{wanted - len(seen)} of {wanted} watches did not begin")
-            await asyncio.sleep(LOOK_EVERY_S)
+            self.to_begin = max(0, wanted - len(seen))
+            if self.to_begin and loop.time() > begin_by:
+                raise RuntimeError(f"{self.to_begin} of {wanted} watches did not begin")
+            await asyncio.sleep(LOOK_FIRST_S if self.to_begin else LOOK_EVERY_S)
 
     def _tell(self, problem: BaseException | None) -> None:
         if self.ended.done():

@@ -94,6 +94,26 @@ async def pages(
             return
 
 
+async def discovered(transport: Transport, clock: Clock, resource: Resource) -> bool:
+    """Whether the API server names this resource to those who ask what there is, as kopf does; raises as `read` does."""
+
+    async def ask(path: str) -> dict[str, Any]:
+        return (await read(transport, clock, Request(verb="GET", path=path, timeout_s=LIST_TIMEOUT_S))).body
+
+    if resource.group:
+        groups = (await ask("/apis")).get("groups") or ()
+        versions = {
+            v.get("version")
+            for g in groups
+            if g.get("name") == resource.group
+            for v in g.get("versions") or ()
+        }
+        if resource.version not in versions:
+            return False
+    found = await ask(f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}")
+    return any(known.get("name") == resource.plural for known in found.get("resources") or ())
+
+
 def slim(raw: dict[str, Any]) -> dict[str, Any]:
     """Without managedFields, which are half of a pod and which nothing here reads. The original stays as it is."""
     metadata = raw.get("metadata")

@@ -34,6 +34,10 @@ class FakeApi:
     mute: set[str] = field(default_factory=set)
     # Plural -> status codes with which the next requests are refused.
     refuse: dict[str, list[int]] = field(default_factory=dict)
+    # Resources (plural) that are served and not named in discovery, as a CRD is moments after it was installed.
+    undiscovered: set[str] = field(default_factory=set)
+    # "verb plural" for which reviews of access say no.
+    denied: set[str] = field(default_factory=set)
     requests: Counter[str] = field(default_factory=Counter)
     lease: dict[str, Any] | None = None
     server: str = ""
@@ -138,9 +142,9 @@ class FakeApi:
 
     async def _groups(self, _: web.Request) -> web.Response:
         groups = []
-        for api_version in PLURALS:
+        for api_version, plurals in PLURALS.items():
             group, slash, version = api_version.partition("/")
-            if slash:
+            if slash and not plurals.keys() <= self.undiscovered:
                 served = {"groupVersion": api_version, "version": version}
                 groups.append({"name": group, "versions": [served], "preferredVersion": served})
         return web.json_response({"kind": "APIGroupList", "groups": groups})
@@ -157,13 +161,16 @@ class FakeApi:
                 "verbs": ["get", "list", "watch", "create", "patch", "delete"],
             }
             for plural, kind in PLURALS.get(api_version, {}).items()
+            if plural not in self.undiscovered
         ]
         return web.json_response(
             {"kind": "APIResourceList", "groupVersion": api_version, "resources": resources}
         )
 
-    async def _review(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": {"allowed": True}}, status=201)
+    async def _review(self, request: web.Request) -> web.Response:
+        asked = (await request.json())["spec"]["resourceAttributes"]
+        allowed = f"{asked['verb']} {asked['resource']}" not in self.denied
+        return web.json_response({"status": {"allowed": allowed}}, status=201)
 
     async def _lease(self, request: web.Request) -> web.Response:
         if request.method == "GET":

@@ -110,3 +110,16 @@ def test_versions_of_odd_servers_count_as_old() -> None:
     assert version_of({"metadata": {"resourceVersion": "17"}}) == 17
     assert version_of({"metadata": {"resourceVersion": "v17"}}) == 0
     assert version_of({}) == 0
+
+
+def test_a_watch_is_silent_while_there_is_something_and_it_has_brought_nothing() -> None:
+    audit = WatchAudit()
+    assert not audit.silent("Pod"), "nothing is known yet"
+    audit.counted("Pod", 2)
+    audit.delivered("Node", Key("", "n1"), 3)
+    assert audit.silent("Pod")
+    audit.counted("Pod", 0)
+    assert not audit.silent("Pod"), "there is nothing to bring"
+    audit.counted("Pod", 1)
+    audit.delivered("Pod", A, 5)
+    assert not audit.silent("Pod")
