@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from moefleet_gateway import headers, methods
-from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, MESSAGE_MAX_BYTES, HostPort, Settings
+from moefleet_gateway.overload import overload_manager, too_large_reply
+from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, HostPort, Settings
 
 PICKER_CLUSTER = "picker"
 RETRIES = 3
@@ -31,7 +32,8 @@ UPSTREAM_WINDOWS = {"initial_stream_window_size": 1 << 20, "initial_connection_w
 # answered 413, whatever per_connection_buffer_limit_bytes says.
 LISTENER_WINDOWS = {
     "initial_stream_window_size": ENVOY_BUFFER_BYTES,
-    "initial_connection_window_size": 2 * ENVOY_BUFFER_BYTES,
+    # A dozen bodies that wait do not stop the others of a connection.
+    "initial_connection_window_size": 64 << 20,
 }
 MAX_STREAMS = 100_000
 # A token is a small frame and a slow client leaves many of them waiting: the default of 10,000 frames closes the
@@ -44,10 +46,6 @@ KEEPALIVE = {"interval": "30s", "timeout": "10s", "connection_idle_interval": "3
 ACCESS_LOG_FLUSH = "0.05s"
 ASKED_FLEET = "moefleet-asked-fleet"  # carries FLEET over the removal of its prefix; never leaves Envoy
 
-TOO_LARGE = (
-    f"the request is larger than {ENVOY_BUFFER_BYTES} bytes; at most {MESSAGE_MAX_BYTES} bytes are accepted"
-)
-
 _TYPE = "type.googleapis.com/envoy."
 EXT_PROC = "envoy.filters.http.ext_proc"
 
@@ -57,6 +55,7 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
         "node": {"id": settings.pod_name, "cluster": "moefleet-gateway"},
         # A socket that only this pod's containers share: the admin interface can stop Envoy.
         "admin": {"address": {"pipe": {"path": str(settings.admin_socket), "mode": 0o660}}},
+        "overload_manager": overload_manager(settings.envoy_memory_limit_bytes),
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "GRPC",
@@ -136,7 +135,7 @@ def _connection_manager(hold_max_s: float) -> dict[str, Any]:
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes()}]},
             "http_filters": [_ext_proc(hold_max_s), _router()],
             "access_log": [_access_log()],
-            "local_reply_config": {"mappers": [_too_large()]},
+            "local_reply_config": {"mappers": [too_large_reply()]},
         },
     }
 
@@ -253,21 +252,6 @@ FORWARDED = (
     "x-request-id",
     headers.FLEET,
 )
-
-
-def _too_large() -> dict[str, Any]:
-    """Above its buffer Envoy answers by itself, and 413 is UNKNOWN in gRPC: at least the message says what to do."""
-    return {
-        "filter": {
-            "status_code_filter": {
-                "comparison": {
-                    "op": "EQ",
-                    "value": {"default_value": 413, "runtime_key": "moefleet.too_large"},
-                }
-            }
-        },
-        "body_format_override": {"text_format_source": {"inline_string": TOO_LARGE}},
-    }
 
 
 def _router() -> dict[str, Any]:

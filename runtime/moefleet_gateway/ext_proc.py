@@ -16,7 +16,7 @@ from moefleet_gateway.errors import immediate
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.picking.core import Pick
 from moefleet_gateway.picking.refusals import Refusal, bad_request
-from moefleet_gateway.requests import read
+from moefleet_gateway.requests import Read, read
 
 log = structlog.get_logger()
 
@@ -66,12 +66,15 @@ class Picker:
             elif kind == "request_body":
                 # Ending it here is what frees the request of this process: Envoy itself keeps the stream open as
                 # long as the answer runs, and would reset the answer with it when the picker dies.
-                return await self._answer(headers, message.request_body.body)
+                body = message.request_body.body
+                asked = read(headers.get(":path", ""), headers, body, self._gateway.core.models)
+                # A held request may wait for minutes: of its body nothing is needed any more.
+                del message, body
+                return await self._answer(asked, headers.get("grpc-timeout", ""))
         return pb.ProcessingResponse()  # Envoy left before it asked; nobody reads this
 
-    async def _answer(self, headers: dict[str, str], body: bytes) -> Any:
+    async def _answer(self, asked: Read | Refusal, grpc_timeout: str) -> Any:
         gateway = self._gateway
-        asked = read(headers.get(":path", ""), headers, body, gateway.core.models)
         if isinstance(asked, Refusal):
             return immediate(asked)
         answer: Pick | Refusal
@@ -83,7 +86,7 @@ class Picker:
             answer = await gateway.pick(asked.fleet, asked.ask)
         if isinstance(answer, Refusal):
             return immediate(answer)
-        return routed(answer, headers.get("grpc-timeout", ""))
+        return routed(answer, grpc_timeout)
 
 
 def routed(pick: Pick, grpc_timeout: str) -> Any:

@@ -12,6 +12,7 @@ MOEFLEET_DRAIN_S            900              after SIGTERM running streams have 
 MOEFLEET_ENVOY_BINARY       envoy            what `python -m moefleet_gateway envoy` starts
 MOEFLEET_ENVOY_CONCURRENCY  0                Envoy worker threads; 0: from MOEFLEET_CPU_LIMIT_MILLIS, at least 1, else 2
 MOEFLEET_CPU_LIMIT_MILLIS   (empty)          limits.cpu of the envoy container by the downward API
+MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES (empty)    limits.memory of the envoy container by the downward API; else 1 GiB
 MOEFLEET_LOG_LEVEL          info
 POD_NAME, POD_UID, NAMESPACE                 identity, by the downward API; by hand: host name and a random uid
 KUBECONFIG                  (empty)          empty: in-cluster configuration
@@ -28,8 +29,13 @@ from pathlib import Path
 # A gRPC message of a consumer may have so many bytes (gRPC's own default): 128 K token ids are 0.4 MiB and
 # 128 K tokens of text about 0.6 MiB. The picker refuses more with INVALID_ARGUMENT.
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
-# What Envoy buffers of a request, so that the picker's clear refusal comes before Envoy's own (bootstrap.TOO_LARGE).
-ENVOY_BUFFER_BYTES = 32 * 1024 * 1024
+# What Envoy buffers of a request before it refuses it itself (overload.py); above the message's limit, so that what
+# is a little too large gets the picker's refusal with its size.
+ENVOY_BUFFER_BYTES = 5 * 1024 * 1024
+# Envoy's memory where nobody says it; the chart's own default.
+ENVOY_MEMORY_DEFAULT_BYTES = 1 << 30
+# Below it there is no room for a few requests beside Envoy itself and its parent.
+ENVOY_MEMORY_MIN_BYTES = 256 * 1024 * 1024
 
 
 class SettingsError(ValueError):
@@ -58,6 +64,7 @@ class Settings:
     drain_s: float
     envoy_binary: str
     envoy_concurrency: int
+    envoy_memory_limit_bytes: int
     log_level: str
     pod_name: str
     pod_uid: str
@@ -93,6 +100,7 @@ def load(env: Mapping[str, str]) -> Settings:
         drain_s=_number(env, "MOEFLEET_DRAIN_S", 900.0, 0.0, 86400.0),
         envoy_binary=env.get("MOEFLEET_ENVOY_BINARY") or "envoy",
         envoy_concurrency=_concurrency(env),
+        envoy_memory_limit_bytes=_memory_limit(env),
         log_level=env.get("MOEFLEET_LOG_LEVEL") or "info",
         pod_name=env.get("POD_NAME") or socket.gethostname(),
         pod_uid=env.get("POD_UID") or str(uuid.uuid4()),
@@ -130,3 +138,11 @@ def _concurrency(env: Mapping[str, str]) -> int:
         return wanted
     millis = int(_number(env, "MOEFLEET_CPU_LIMIT_MILLIS", 2000, 0, 1e6))
     return max(1, millis // 1000)
+
+
+def _memory_limit(env: Mapping[str, str]) -> int:
+    name = "MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES"
+    text = env.get(name, "") or str(ENVOY_MEMORY_DEFAULT_BYTES)
+    if not text.isdigit() or int(text) < ENVOY_MEMORY_MIN_BYTES:
+        raise SettingsError(f"{name} must be at least {ENVOY_MEMORY_MIN_BYTES} bytes, found {text!r}")
+    return int(text)

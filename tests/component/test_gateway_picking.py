@@ -110,7 +110,9 @@ async def test_above_envoys_buffer_the_message_still_says_what_is_accepted(rig: 
     await rig.registered("a")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.generate(rig.stub(), prompt="x" * (40 << 20))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "at most 4194304 bytes are accepted" in (caught.value.details() or "")
+    assert [v.field for v in details(caught.value)["BadRequest"].field_violations] == ["message"]
 
 
 async def test_128k_token_ids_and_compressed_requests_pass(rig: Rig) -> None:

@@ -69,6 +69,8 @@ def test_values() -> None:
         ("MOEFLEET_HOLD_MAX_S", "-1"),
         ("MOEFLEET_DRAIN_S", "inf"),
         ("MOEFLEET_ENVOY_CONCURRENCY", "many"),
+        ("MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES", "1Gi"),
+        ("MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES", "1000000"),
     ],
 )
 def test_a_value_that_cannot_be_used_stops_the_start_and_is_named(name: str, value: str) -> None:
