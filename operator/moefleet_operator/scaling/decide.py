@@ -160,9 +160,11 @@ class _Tick:
         if sample.silent_gateways:
             return self.kept(Reason.DEMAND_UNKNOWN, f"{_gateways(sample.silent_gateways)} silent")
         if sample.silent_replicas:
+            # Streams and pods are seen at different moments.
+            ready = max(supply.ready, sample.silent_replicas)
             return self.kept(
                 Reason.LOAD_UNKNOWN,
-                f"{sample.silent_replicas} of {supply.ready} ready {_plural('replica', supply.ready)} "
+                f"{sample.silent_replicas} of {ready} ready {_plural('replica', ready)} "
                 f"{_is(sample.silent_replicas)} silent",
             )
         left_s = cold_start_quantile_s(supply, 0.9) - (self.now - self.state.since_s)
