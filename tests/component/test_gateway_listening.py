@@ -11,7 +11,12 @@ from moefleet_gateway_rig import Rig, envoy_binary
 
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 
-LISTENS = {"grpc": "LISTEN", "control": "CONTROL_LISTEN", "health": "HEALTH_LISTEN", "metrics": "METRICS_LISTEN"}
+LISTENS = {
+    "grpc": "LISTEN",
+    "control": "CONTROL_LISTEN",
+    "health": "HEALTH_LISTEN",
+    "metrics": "METRICS_LISTEN",
+}
 
 
 async def test_every_port_of_the_wildcard_answers_on_every_family_of_the_machine() -> None:
