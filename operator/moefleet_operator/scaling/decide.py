@@ -131,7 +131,7 @@ class _Tick:
         asked = max(wanted, low) + dead
         if asked > supply.target:
             return tick.up(asked)
-        if enough + dead < supply.target:
+        if enough + dead < supply.target or self.policy.max_replicas < supply.target:
             return tick.down(max(held, low) + dead)
         return tick.result(supply.target, tick._standing(low))
 

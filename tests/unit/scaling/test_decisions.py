@@ -208,6 +208,10 @@ GUARDS = [
         policy=replace(POLICY, min_replicas=6), facts={"demand": None},
     ),
     Guard("maxReplicas lowered: at once", Reason.AT_MAXIMUM, 2, "maxReplicas is 2", policy=replace(POLICY, max_replicas=2)),
+    Guard(
+        "maxReplicas lowered: also while a replacement would keep the target", Reason.AT_MAXIMUM, 4, "maxReplicas is 4",
+        policy=replace(POLICY, min_replicas=4, max_replicas=4), supply=Supply(5, 4, (500.0,), cold_starts_s=COLD_STARTS),
+    ),
     Guard("minReplicas raised: at once", Reason.AT_MINIMUM, 6, "minReplicas is 6", policy=replace(POLICY, min_replicas=6)),
     Guard(
         "up at most to twice what is ready or 8 more", Reason.STEP_LIMITED, 12, "4 are ready, at most 12 at once",
