@@ -23,7 +23,7 @@ from .events import AlreadyExists, Conflict, Forbidden, Invalid, Key, NotFound, 
 from .memory import Memory
 from .reports import Reports
 from .runs import Notice, notices_of_status
-from .store import Store, status_of
+from .store import Store
 
 # A namespace that is being deleted never takes anything again: asking more often only makes noise until the fleet goes, too.
 NAMESPACE_ENDS_WAIT_S = 60.0
@@ -41,6 +41,8 @@ class Waiting:
     step: AnyStep | None = None
     # The status that it writes.
     status: Json | None = None
+    # What it replaces: when the answer comes, the watch may have brought the new one already.
+    status_before: Json | None = None
 
 
 @dataclass(slots=True)
@@ -96,8 +98,7 @@ class Answers:
             return Lesson(True)
         if waiting.status is not None:
             self._memory.status_at[key] = now
-            record = store.fleets.get(key)
-            notices = notices_of_status(status_of(record.raw), waiting.status) if record is not None else []
+            notices = notices_of_status(waiting.status_before or {}, waiting.status)
             return Lesson(True, store.apply("MoEFleet", key, raw) if raw is not None else set(), notices)
         if isinstance(step, ApplyChild):
             return Lesson(True, store.apply(step.kind, key, raw) if raw is not None else set())

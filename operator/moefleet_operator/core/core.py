@@ -306,7 +306,7 @@ class Core:
             subresource="status",
         )
         effect_id = self._emit(effect)
-        self._under_way[effect_id] = Waiting(key, STATUS, signature, None, draft)
+        self._under_way[effect_id] = Waiting(key, STATUS, signature, None, draft, live)
         run.pending.add(effect_id)
         return None
 

@@ -811,3 +811,22 @@ def test_effects_that_never_end_leave_the_lease_to_expire() -> None:
     assert desk.all(Exit)
     assert desk.lease is not None
     assert desk.lease["spec"]["holderIdentity"] == "op-1"
+
+
+def test_a_status_that_the_watch_brings_before_the_answer_is_still_told() -> None:
+    desk = Desk()
+    desk.fleet = fleet()
+    desk.fleet["spec"]["engine"]["args"] = {"speeed": 1}
+    desk.feed(ObjectChanged("MoEFleet", FLEET, desk.fleet))
+    desk.lead()
+    for _ in range(20):
+        if found := [e for e in desk.all(Apply) if e.subresource]:
+            break
+        desk.carry_out(1)
+        desk.tick(1.0)
+    written = desk.stamped({**desk.fleet, "status": found[0].body["status"]}, uid="fleet-uid")
+    desk.feed(ObjectChanged("MoEFleet", FLEET, written))
+    desk.answer(found[0], Ok(written))
+    assert [(e.type, e.reason) for e in desk.all(EmitEvent) if e.type == "Warning"] == [
+        ("Warning", "EngineArgumentUnknown")
+    ]
