@@ -124,21 +124,21 @@ def installed(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[I
 # The Prometheus operator's kinds are not here, and taking the CRD out of the release would leave it without an owner.
 NAMESPACED = ("--set", "podMonitor.enabled=false", "--set", "crds.enabled=true")
 FLEETS = "moefleet.io/moefleets"
-READ = ("get", "list", "watch")
+READ = ("list", "watch")
 # account -> resource -> verbs in a namespace with fleets; every other verb of this list has to be refused
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 GRANTED: dict[str, dict[str, tuple[str, ...]]] = {
     "operator": {
         FLEETS: READ,
-        f"{FLEETS}/status": ("patch", "update"),
+        f"{FLEETS}/status": ("patch",),
         f"{FLEETS}/scale": (),
-        "/pods": (*READ, "create", "patch", "delete"),
+        "/pods": (*READ, "get", "create", "patch", "delete"),
         "/pods/status": ("patch",),
         "/pods/exec": (),
         "/pods/eviction": (),
-        "/services": (*READ, "create", "patch", "delete"),
-        "policy/poddisruptionbudgets": (*READ, "create", "patch", "delete"),
-        "events.k8s.io/events": ("create", "patch"),
+        "/services": (*READ, "get", "create", "patch"),
+        "policy/poddisruptionbudgets": (*READ, "get", "create", "patch"),
+        "events.k8s.io/events": ("create",),
         "/secrets": (),
         "/configmaps": (),
         "coordination.k8s.io/leases": (),
