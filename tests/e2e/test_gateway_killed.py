@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from moefleet_e2e.fleets import simulated
-from moefleet_e2e.harm import kill_first_process, signal_children
+from moefleet_e2e.harm import kill_children, kill_first_process
 from moefleet_e2e.kube import Kube, Object, eventually, is_ready, ready
 from moefleet_e2e.release import Release
 from moefleet_e2e.streams import ended_after, fine, streaming
@@ -21,6 +21,17 @@ def address(pod: Object) -> str:
     return f"{pod['status']['podIP']}:8080"
 
 
+def back(release: Release, pod: Object, container: str) -> bool:
+    """Whether the container has begun again since `pod` was seen, and the pod serves."""
+    found = release.kube.get("pod", pod["metadata"]["name"]) or pod
+    return is_ready(found) and restarts(found, container) > restarts(pod, container)
+
+
+def restarts(pod: Object, container: str) -> int:
+    every = pod["status"]["containerStatuses"] + pod["status"]["initContainerStatuses"]
+    return next(int(s["restartCount"]) for s in every if s["name"] == container)
+
+
 async def test_a_killed_envoy_ends_only_its_own_streams(kube: Kube, release: Release) -> None:
     kube.apply(simulated("edge", kube.namespace))
     await ready(kube, "edge")
@@ -32,17 +43,13 @@ async def test_a_killed_envoy_ends_only_its_own_streams(kube: Kube, release: Rel
     ):
         lost.stop()
         at = time.monotonic()
-        await asyncio.to_thread(signal_children, release.kube, dies["metadata"]["name"], "SIGKILL", "envoy")
+        await asyncio.to_thread(kill_children, release.kube, dies["metadata"]["name"], "envoy")
         # A new client, by the Service: one of its two endpoints is gone, the other serves.
         async with channel(release.gateway_address()) as opened:
             await asyncio.wait_for(opened.channel_ready(), CONNECT_LIMIT_S)
             got = await generate(opened, token_request("new", model, 10, 5))
         assert got.end is End.OK, got
-        await eventually(
-            "the killed gateway to serve again",
-            lambda: is_ready(release.kube.get("pod", dies["metadata"]["name"]) or {"metadata": {}}),
-            120,
-        )
+        await eventually("the killed gateway to serve again", lambda: back(release, dies, "envoy"), 120)
     fine(kept)
     assert ended_after(kept, at)
     cut = [o for o in lost.outcomes if o.end is not End.OK]
@@ -57,18 +64,12 @@ async def test_a_killed_picker_is_noticed_by_no_running_stream(kube: Kube, relea
     await ready(kube, "edge")
     model = f"{kube.namespace}/edge"
     pod = release.pods("gateway")[0]
-    name = pod["metadata"]["name"]
     async with streaming(address(pod), model) as load:
         load.stop()
         at = time.monotonic()
         kill_first_process(pod, "picker")
 
-        def back() -> bool:
-            found = release.kube.get("pod", name) or {"metadata": {}, "status": {}}
-            (picker,) = (s for s in found["status"]["initContainerStatuses"] if s["name"] == "picker")
-            return picker["restartCount"] > 0 and is_ready(found)
-
-        await eventually("the picker to be back", back, 120)
+        await eventually("the picker to be back", lambda: back(release, pod, "picker"), 120)
         async with channel(address(pod)) as opened:
             got = await generate(opened, token_request("new", model, 10, 5))
         assert got.end is End.OK, got

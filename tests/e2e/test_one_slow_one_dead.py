@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from moefleet_e2e.fleets import simulated
-from moefleet_e2e.harm import signal_children
-from moefleet_e2e.kube import CommandError, Kube, eventually, is_ready, ready
+from moefleet_e2e.harm import kill_children, signal_children
+from moefleet_e2e.kube import Kube, eventually, is_ready, ready
 from moefleet_e2e.release import Release
 from moefleet_load.run import Arrival, Load
 from moefleet_load.stream import End
@@ -35,7 +34,7 @@ async def test_picks_avoid_the_slow_and_the_dead(kube: Kube, release: Release) -
     # Slow: the engine makes no step for the 20 s of the load, less than the 60 s after which it would count as hung.
     await asyncio.to_thread(signal_children, kube, slow["name"], "SIGSTOP")
     # Dead: its engine host dies, the server answers for it and exits, the kubelet starts it again, and so on.
-    await asyncio.to_thread(kill_engine, kube, dead["name"])
+    await asyncio.to_thread(kill_children, kube, dead["name"])
     dying = asyncio.create_task(again_and_again(kube, dead["name"]))
     load = Load(release.gateway_address(), f"{kube.namespace}/lame")
     running = asyncio.create_task(load.run([Arrival(i / PER_S, 200, 8) for i in range(REQUESTS)]))
@@ -58,13 +57,7 @@ async def test_picks_avoid_the_slow_and_the_dead(kube: Kube, release: Release) -
     assert by_pod[2] > REQUESTS / 2
 
 
-def kill_engine(kube: Kube, pod: str) -> None:
-    # The container may be between two lives, and its end takes the exec with it.
-    with contextlib.suppress(CommandError):
-        signal_children(kube, pod, "SIGKILL")
-
-
 async def again_and_again(kube: Kube, pod: str) -> None:
     while True:
         await asyncio.sleep(KILL_EVERY_S)
-        await asyncio.to_thread(kill_engine, kube, pod)
+        await asyncio.to_thread(kill_children, kube, pod)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 from pathlib import Path
 
-from .kube import Kube, Object
+from .kube import CommandError, Kube, Object
 
 # Every process of the container but PID 1, which cannot be stopped or killed from inside, and the script itself.
 _OTHERS = """
@@ -23,6 +24,13 @@ def signal_children(kube: Kube, pod: str, name: str, container: str = "runtime")
     """SIGSTOP, SIGCONT or SIGKILL for all that PID 1 of the container has started: the engine host, or Envoy."""
     script = _OTHERS.format(signal=signal.Signals[name].name)
     kube.kubectl("exec", pod, "-c", container, "--", "python3", "-c", script)
+
+
+def kill_children(kube: Kube, pod: str, container: str = "runtime") -> None:
+    """SIGKILL for the engine host, or Envoy. Its parent ends then, and the container takes the command with it: a caller
+    looks at what came of it."""
+    with contextlib.suppress(CommandError):
+        signal_children(kube, pod, "SIGKILL", container)
 
 
 def kill_first_process(pod: Object, container: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 from moefleet_load.run import Arrival, Load
 from moefleet_load.stream import End
@@ -16,6 +17,8 @@ ARRIVALS_S = 600
 # A simulated step of `fleets.simulated` takes 0.13 s: about 10 s and about 21 s of stream.
 SHORT_TOKENS = 80
 LONG_TOKENS = 160
+# A replica refuses a request id that runs in it already: each load has ids of its own.
+_numbers = count()
 
 
 @asynccontextmanager
@@ -23,11 +26,16 @@ async def streaming(
     address: str, model: str, *, per_s: float = 2.0, output_tokens: int = SHORT_TOKENS, running: int = 4
 ) -> AsyncIterator[Load]:
     """Requests at a steady rate for as long as the block runs; entered with `running` streams, left when all have ended."""
-    load = Load(address, model)
+    load, name = Load(address, model), f"load{next(_numbers)}"
     arrivals = [Arrival(i / per_s, 200, output_tokens) for i in range(int(ARRIVALS_S * per_s))]
-    task = asyncio.create_task(load.run(arrivals))
+    task = asyncio.create_task(load.run(arrivals, name))
     try:
-        await eventually(f"{running} streams to run", lambda: load.running >= running, 60)
+        await eventually(
+            f"{running} streams of {model} to run through {address}",
+            lambda: load.running >= running,
+            60,
+            lambda: f"{load.running} run, {len(load.outcomes)} have ended: {load.outcomes[-3:]}",
+        )
         yield load
     finally:
         load.stop()
