@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from moefleet_e2e.fleets import simulated, tiny
+from moefleet_e2e.fleets import merged, simulated, tiny
 from moefleet_e2e.kube import Kube, Object, condition, eventually, ready, reason
 from moefleet_e2e.release import Release
 from moefleet_e2e.streams import fine, streaming
@@ -23,6 +23,8 @@ class Broken:
     wrong: dict[str, Any]
 
 
+# So that all of them fit the node when they are healed.
+FOUR = {"replica": {"gpus": 4}}
 BROKEN = (
     Broken("typo", "EngineArgumentUnknown", r"speeed.*speed", simulated, {"engine": {"args": {"speeed": 1}}}),
     Broken(
@@ -32,12 +34,27 @@ BROKEN = (
         tiny,
         {"model": {"source": "file:///models/absent"}},
     ),
-    # A folder that is no checkpoint.
-    Broken("badfile", "ModelUnreadable", r"/etc/", tiny, {"model": {"source": "file:///etc"}}),
+    # A folder without a checkpoint, and one with a broken one.
+    Broken("nomodel", "ModelSourceMissing", r"/etc/config\.json", tiny, {"model": {"source": "file:///etc"}}),
+    Broken(
+        "badfile",
+        "ModelUnreadable",
+        r"/broken/config\.json",
+        tiny,
+        {
+            "model": {"source": "file:///broken"},
+            "replica": {
+                "podTemplate": {
+                    "volumes": [{"name": "broken", "configMap": {"name": "broken"}}],
+                    "volumeMounts": [{"name": "broken", "mountPath": "/broken"}],
+                }
+            },
+        },
+    ),
     Broken(
         "noimage",
         "ImagePullFailed",
-        r"moefleet\.test/absent:dev",
+        r"moefleet\.test/absent:dev.*check engine\.image",
         simulated,
         {"engine": {"image": "moefleet.test/absent:dev"}},
     ),
@@ -55,14 +72,20 @@ BROKEN = (
 
 
 async def test_each_says_why_hurts_nobody_and_heals(kube: Kube, release: Release) -> None:
-    kube.apply(simulated("well", kube.namespace))
+    broken = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "broken", "namespace": kube.namespace},
+        "data": {"config.json": '{"architectures": ["Deepseek'},
+    }
+    kube.apply(simulated("well", kube.namespace), broken)
     await ready(kube, "well")
     before = lives(kube, "well")
     async with streaming(release.gateway_address(), f"{kube.namespace}/well", per_s=1) as load:
-        kube.apply(*(b.make(b.name, kube.namespace, **b.wrong) for b in BROKEN))
+        kube.apply(*(b.make(b.name, kube.namespace, **merged(FOUR, b.wrong)) for b in BROKEN))
         await asyncio.gather(*(told(kube, b) for b in BROKEN))
         assert condition(kube.get("moefleet", "well"), "Ready") == "True"
-        kube.apply(*(b.make(b.name, kube.namespace) for b in BROKEN))
+        kube.apply(*(b.make(b.name, kube.namespace, **FOUR) for b in BROKEN))
         await asyncio.gather(*(ready(kube, b.name) for b in BROKEN))
     fine(load)
     assert lives(kube, "well") == before

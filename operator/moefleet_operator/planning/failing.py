@@ -54,7 +54,9 @@ def failing(replica: Replica) -> Problem | None:
         return None
     if container.state == "waiting" and container.reason in IMAGE_REASONS:
         return Problem(
-            reasons.IMAGE_PULL_FAILED, f"{replica.name}: {container.reason}: {container.message}".rstrip(": ")
+            reasons.IMAGE_PULL_FAILED,
+            f"{replica.name}: {': '.join(filter(None, (container.reason, container.message)))}"
+            "; check engine.image and its pull secrets",
         )
     if container.state == "waiting" and container.reason in CONFIG_REASONS:
         return Problem(

@@ -18,6 +18,7 @@ from moefleet_operator.planning.failing import failing
 from moefleet_operator.planning.observed import Capacity, Replica
 from moefleet_operator.planning.quantity import millis, vector
 from moefleet_operator.planning.timestamps import rfc3339, rfc3339_micro
+from moefleet_operator.rendering.problem import Problem
 from moefleet_testing.builders import failed, ready, starting
 
 GPU = "nvidia.com/gpu"
@@ -156,3 +157,11 @@ def test_failing(replica: Replica, reason: str | None) -> None:
     assert (problem.reason if problem else None) == reason
     if problem is not None:
         assert replica.name in problem.message
+
+
+def test_a_missing_image_says_what_to_check() -> None:
+    stuck = starting(0, state="waiting", reason="ErrImagePull", message="no such host")
+    assert failing(stuck) == Problem(
+        "ImagePullFailed",
+        f"{stuck.name}: ErrImagePull: no such host; check engine.image and its pull secrets",
+    )
