@@ -47,6 +47,9 @@ BYPASS_WINDOW_S = 120.0
 BYPASS_RATIO = 1.1
 # Below so many surplus requests the two counts are only read at different moments.
 BYPASS_MIN_REQUESTS = 20.0
+# Replicas tell every second, gateways every 5: what was admitted longer ago than two of their samples must have been sent by now.
+# Without it the first seconds of every burst looked like traffic past the gateways.
+BYPASS_LAG_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ def bypassed(state: State, sample: Sample, now: float) -> bool:
     if sample.silent_gateways or sample.served is None:
         return False
     seen = window(state, now, BYPASS_WINDOW_S)
-    return seen.admitted > seen.sent * BYPASS_RATIO and seen.admitted - seen.sent >= BYPASS_MIN_REQUESTS
+    admitted = seen.admitted - window(state, now, BYPASS_LAG_S).admitted
+    return admitted > seen.sent * BYPASS_RATIO and admitted - seen.sent >= BYPASS_MIN_REQUESTS
 
 
 def _mix(state: State, now: float, bypass: bool) -> Mix | None:

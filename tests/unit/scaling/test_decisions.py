@@ -310,6 +310,18 @@ def test_answering_a_queue_is_not_traffic_past_the_gateways():
         assert decision.terms.bypass == 0
 
 
+def test_a_burst_that_replicas_tell_of_before_the_gateways_do_is_not_traffic_past_them():
+    """Seen in the demo: 20 requests/s begin, the replicas' counts are a sample ahead of the gateways'."""
+    fleet = Fleet(served=ServedTotals())
+    ahead = 0.0
+    for i in range(24):
+        rate = 20.0 if i >= 12 else 0.0
+        ahead += rate * 5
+        fleet.served = ServedTotals(ahead + rate * 5, ahead * 100, 0, ahead * 10)
+        decision = fleet.tick(rate)
+        assert decision.terms.bypass == 0
+
+
 def test_a_fleet_that_nobody_calls_sleeps_when_it_may_and_wakes_with_the_first_request():
     fleet = Fleet(target=2, policy=replace(POLICY, min_replicas=2, scale_to_zero_after_s=300.0))
     assert fleet.run(120, 1.0).replicas == 2
