@@ -71,7 +71,7 @@ def _envoy_resources() -> Object:
 
 
 def _picker_resources() -> Object:
-    return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+    return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 
 
 class Operator(Workload):
