@@ -18,6 +18,8 @@ LABEL_FLEET: Final = "moefleet.io/fleet"
 LABEL_REVISION: Final = "moefleet.io/revision"
 LABEL_SLOT: Final = "moefleet.io/slot"
 LABEL_ACTIVE: Final = "moefleet.io/active"
+# On the PodDisruptionBudget: which replicas its selector leaves out, as a hash (rendering/pdb.py says why).
+LABEL_LEFT_OUT: Final = "moefleet.io/left-out"
 REPLICA_APP: Final = "moefleet-replica"
 MANAGER: Final = "moefleet-operator"
 GATEWAY_APP: Final = "moefleet"

@@ -9,8 +9,8 @@ import asyncio
 import time
 
 from moefleet_e2e.fleets import simulated
-from moefleet_e2e.harm import evict
-from moefleet_e2e.kube import CommandError, Kube, Object, eventually, ready
+from moefleet_e2e.harm import evict_together
+from moefleet_e2e.kube import Kube, Object, eventually, ready
 from moefleet_e2e.release import Release
 from moefleet_e2e.streams import LONG_TOKENS, ended_after, fine, streaming
 
@@ -62,7 +62,9 @@ async def story(kube: Kube, release: Release, name: str) -> None:
         )
         first, second = (p for p in kube.ready_replicas(name) if uid(p) != uid(drains))
         # Both at once: the drained replica is taken back for the first, and with it the budget grows again.
-        answers = await asyncio.gather(tried(kube, first), tried(kube, second))
+        answers = await asyncio.to_thread(
+            evict_together, kube, [p["metadata"]["name"] for p in (first, second)]
+        )
         evicted_at = time.monotonic()
         assert sorted(map(bool, answers)) == [False, True], (
             f"{name}: of two evictions, one is allowed: {answers}"
@@ -81,15 +83,6 @@ async def story(kube: Kube, release: Release, name: str) -> None:
     fine(load)
     for pod in (drains, gone):
         assert ended_after(load, evicted_at, uid(pod)), f"{name}: no stream ran in {pod['metadata']['name']}"
-
-
-async def tried(kube: Kube, pod: Object) -> str:
-    """Empty when it was allowed, else the refusal."""
-    try:
-        await asyncio.to_thread(evict, kube, pod["metadata"]["name"])
-    except CommandError as error:
-        return str(error)
-    return ""
 
 
 def counted(budget: Object | None) -> tuple[int, int] | None:

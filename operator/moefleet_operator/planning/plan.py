@@ -155,9 +155,11 @@ class _Builder:
         resource = self.observed.resource
         if resource is None:
             return
+        # As their labels are seen to be, not as they shall be: the budget counts again after the label has changed, not before.
+        left_out = [r.uid for r in self.observed.replicas if not r.pod.active and not r.pod.terminating]
         for wanted, live in (
             (render_service(resource), self.observed.service),
-            (render_pdb(resource, desired), self.observed.pdb),
+            (render_pdb(resource, desired, left_out), self.observed.pdb),
         ):
             if foreign(wanted["kind"], live, self.observed.fleet.uid) is not None:
                 # The status says it; server-side apply would take it over.

@@ -754,6 +754,7 @@ def test_a_replica_that_hangs_does_not_hold_up_its_fleet() -> None:
 def test_drained_and_withdrawn_means_deleted_with_its_uid() -> None:
     desk, uids = ready_fleet(2)
     call = begin_drain(desk)
+    desk.carry_out()  # the budget, which is told whom its selector leaves out
     desk.answer(call, Ok({"state": "DRAINED", "active": 0}))
     deletes = desk.all(DeletePod)
     assert [(d.uid, d.grace_s) for d in deletes] == [(uids[0], None)]

@@ -204,3 +204,15 @@ def test_model_sources(source: str, fine: bool) -> None:
     if isinstance(found, Problem):
         assert found.reason == "ModelSourceMissing"
         assert source in found.message
+
+
+def test_the_budget_changes_with_every_replica_that_its_selector_begins_or_ceases_to_leave_out() -> None:
+    """Seen on a real cluster: after a pod's label left the selector the budget allowed one eviction too many for 30 s."""
+    fleet = a_resource()
+    marks = [
+        render_pdb(fleet, 3, left_out)["metadata"]["labels"]["moefleet.io/left-out"]
+        for left_out in ([], ["a"], ["b"], ["a", "b"], ["b", "a"])
+    ]
+    assert marks[0] == "none"
+    assert marks[3] == marks[4]
+    assert len(set(marks)) == 4
