@@ -33,7 +33,7 @@ STAGES = (
     Stage("simulation", "make simulate SEEDS=20", 4, 10),
     Stage("component", "make component", 8, 15),
     Stage("cluster", "make cluster-tests", 10, 20),
-    Stage("wheel", "make wheel", 6, 12),
+    Stage("wheel", "make wheel", 5, 12),
     Stage("e2e", "make e2e", 20, 30),
 )
 
