@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .benches import BENCHES
-from .report import Row, show, write
+from .report import Row, command, show, write
 
 REPORT = Path("bench/report.json")
 
@@ -36,7 +36,7 @@ def main() -> int:
             console.print_exception()
             failed += 1
             continue
-        rows += [dataclasses.replace(r, command=f"make bench ONLY={r.name}") for r in made]
+        rows += [dataclasses.replace(r, command=command(bench, r.name)) for r in made]
         write(rows, REPORT)
     show(rows, Console())
     print(f"written to {REPORT}")
