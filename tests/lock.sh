@@ -11,6 +11,7 @@ compile() { # output, input, arguments...
 }
 compile operator/requirements.txt pyproject.toml --extra operator
 compile operator/requirements-cli.txt pyproject.toml --extra cli
+compile operator/requirements-replay.txt pyproject.toml --extra replay
 compile runtime/requirements-gateway.txt pyproject.toml --extra gateway
 compile runtime/requirements-runtime.txt pyproject.toml --extra runtime
 compile runtime/requirements-torch.txt pyproject.toml --extra torch
