@@ -114,10 +114,15 @@ class StepSumsView:
 
 
 class Foresight(Protocol):
-    """Only for the oracle."""
+    """Only for the oracle and for fleets of a fixed size."""
 
     def work_at(self, from_s: float, to_s: float) -> float:
         """Mean need of [from_s, to_s) in replicas (arrivals over closed-form capacity of their own mix)."""
+        ...
+
+    @property
+    def until_s(self) -> float:
+        """End of the trace: a fixed fleet is sized over all of it."""
         ...
 
 
