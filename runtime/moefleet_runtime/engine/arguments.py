@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from moefleet_perf import EIGHT_H800
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+
+from moefleet_runtime.engine.tensorrt_llm.api import check_llm_arguments
 
 
 class _Arguments(BaseModel):
@@ -49,9 +52,30 @@ class TorchArguments(_Arguments):
 
 
 class TensorRTLLMArguments(_Arguments):
-    """Any name passes: the engine is not in this image, so none can be checked against its API, and the start says so."""
+    """Ours in camelCase, as everywhere; any other name is an argument of the LLM API, spelt as there (`stream_interval`), and
+    checked by name and type against the snapshot of the version that we drive."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    # Batch sizes, graphs and streaming where nothing else says; see `tensorrt_llm.presets`.
+    preset: Literal["Auto", "Throughput", "Latency", "FastStart"] = "Auto"
+    # Of one GPU. Absent: as the driver says.
+    gpu_memory_gib: float | None = Field(default=None, gt=0, le=4096)
+    # Of one GPU, for all that is neither weights nor KV cache. Absent: an assumption, see `tensorrt_llm.memory`.
+    memory_reserve_gib: float | None = Field(default=None, ge=0, le=4096)
+    # Folder for the autotuner's results, on a volume that outlives the pod to be of use. Absent: the cache folder of the user.
+    autotuner_cache: str = Field(default="", max_length=1024)
+
+    @property
+    def llm(self) -> Mapping[str, Any]:
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> TensorRTLLMArguments:
+        own = tuple(to_camel(name) for name in type(self).model_fields)
+        if problems := check_llm_arguments(self.llm, own):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 EngineArguments = SimulatedArguments | TorchArguments | TensorRTLLMArguments

@@ -326,7 +326,8 @@ def _model_path(settings: Settings) -> Path | None:
 def _engine_settings(settings: Settings, model_path: Path | None) -> EngineSettings:
     config = settings.config
     engine = config.engine
-    simulated = engine.type == "Simulated"
+    # The others know better what fits: a calibration, a preset.
+    plain = engine.type == "Torch"
     return EngineSettings(
         model_name=config.model.name,
         model_path=model_path,
@@ -336,9 +337,9 @@ def _engine_settings(settings: Settings, model_path: Path | None) -> EngineSetti
         kv_precision=engine.kv_cache.precision,
         kv_memory_fraction=engine.kv_cache.memory_fraction,
         kv_reuse=engine.kv_cache.reuse,
-        # 0: the calibration's own.
-        max_batch_size=engine.limits.max_batch_size or (0 if simulated else DEFAULT_BATCH_SIZE),
-        max_batch_tokens=engine.limits.max_batch_tokens or (0 if simulated else DEFAULT_BATCH_TOKENS),
+        # 0: the engine's own.
+        max_batch_size=engine.limits.max_batch_size or (DEFAULT_BATCH_SIZE if plain else 0),
+        max_batch_tokens=engine.limits.max_batch_tokens or (DEFAULT_BATCH_TOKENS if plain else 0),
         max_queued=config.limits.queued_requests,
         tensor_parallel=engine.parallelism.tensor,
         expert_parallel=engine.parallelism.expert,

@@ -1,0 +1,71 @@
+"""From settings to an engine: everything that can be said before `tensorrt_llm` is imported, which takes half a minute."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from moefleet_runtime.engine.arguments import TensorRTLLMArguments
+from moefleet_runtime.engine.base import Engine, EngineSettings, StartFailed
+from moefleet_runtime.engine.tensorrt_llm.api import VERSION
+from moefleet_runtime.engine.tensorrt_llm.checkpoint import Checkpoint, read_checkpoint
+from moefleet_runtime.engine.tensorrt_llm.devices import Device, check_devices, read_devices
+from moefleet_runtime.engine.tensorrt_llm.llm_arguments import GIB, LlmArguments, arguments_for, memory_for
+from moefleet_runtime.engine.tensorrt_llm.memory import MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    settings: EngineSettings
+    checkpoint: Checkpoint
+    arguments: LlmArguments
+    plan: MemoryPlan
+    devices: tuple[Device, ...]
+
+    @property
+    def ranks(self) -> int:
+        """Schedulers that work apart, each with a KV cache of its own."""
+        return self.settings.tensor_parallel if self.settings.attention_data_parallel else 1
+
+
+def make(settings: EngineSettings) -> Engine:
+    if importlib.util.find_spec("tensorrt_llm") is None:
+        raise StartFailed(
+            "EngineUnavailable",
+            f"engine TensorRTLLM for model {settings.model_name!r} needs tensorrt_llm {VERSION}; the image has no"
+            " tensorrt_llm. Use the image for TensorRT-LLM, or choose engine.type Torch or Simulated.",
+        )
+    prepare(settings)
+    raise StartFailed(
+        "EngineUnavailable", "the image has tensorrt_llm, but this release has no adapter for it"
+    )
+
+
+def prepare(settings: EngineSettings, devices: tuple[Device, ...] | None = None) -> Prepared:
+    """`devices`: for tests; else as the driver says. Raises StartFailed."""
+    if settings.model_path is None:
+        raise StartFailed(
+            "ModelSourceMissing", "model.source: the TensorRT-LLM engine needs the folder of a checkpoint"
+        )
+    checkpoint = read_checkpoint(settings.model_path)
+    arguments = arguments_for(settings, checkpoint)
+    found = read_devices() if devices is None else devices
+    plan = memory_for(settings, checkpoint, device_bytes=_device_bytes(settings, found))
+    check_devices(
+        found, wanted=settings.tensor_parallel, needed_bytes=plan.weights_bytes + plan.reserve_bytes
+    )
+    return Prepared(settings, checkpoint, arguments, plan, found)
+
+
+def _device_bytes(settings: EngineSettings, devices: tuple[Device, ...]) -> int:
+    arguments = settings.arguments
+    given = arguments.gpu_memory_gib if isinstance(arguments, TensorRTLLMArguments) else None
+    if given is not None:
+        return int(given * GIB)
+    if not devices:
+        raise StartFailed(
+            "EngineUnavailable",
+            "no GPU is in this container (there is no nvidia-smi); engine.args.gpuMemoryGib says the size of one where it"
+            " cannot be asked",
+        )
+    return min(device.total_bytes for device in devices)
