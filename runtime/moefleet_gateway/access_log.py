@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
+from envoy.service.accesslog.v3 import als_pb2
 
 from moefleet_gateway import headers as names
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.picking.core import End
+from moefleet_gateway.streams import Call, Stream
 
 _OK = "0"
 # Statuses that say something about us. The others are about the request or its client: CANCELLED (1),
@@ -18,19 +17,34 @@ _OK = "0"
 _OURS = frozenset({"2", "8", "10", "13", "14", "15"})
 
 
-class AccessLog(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[misc]
+class AccessLog:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def StreamAccessLogs(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Any:
-        while (message := await context.read()) is not grpc.aio.EOF:
-            for entry in message.http_logs.log_entry:
-                end = read_end(entry)
-                if end is not None:
-                    self._gateway.finish(end)
-        return als_pb2.StreamAccessLogsResponse()
+    def open(self, stream: Stream) -> Call:
+        return _Log(self._gateway, stream)
+
+
+class _Log:
+    """One worker of Envoy, as long as it lives."""
+
+    __slots__ = ("_gateway", "_stream")
+
+    def __init__(self, gateway: Gateway, stream: Stream) -> None:
+        self._gateway = gateway
+        self._stream = stream
+
+    def received(self, message: bytes) -> None:
+        for entry in als_pb2.StreamAccessLogsMessage.FromString(message).http_logs.log_entry:
+            end = read_end(entry)
+            if end is not None:
+                self._gateway.finish(end)
+
+    def closed(self) -> None:
+        self._stream.end(als_pb2.StreamAccessLogsResponse().SerializeToString())
+
+    def lost(self) -> None:
+        pass  # Envoy opens another with its next entries
 
 
 def read_end(entry: Any) -> End | None:

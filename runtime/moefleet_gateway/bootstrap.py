@@ -5,6 +5,7 @@ Each number has its reason beside it; most were found by a failure that the defa
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from moefleet_gateway import headers, methods
@@ -12,6 +13,9 @@ from moefleet_gateway.overload import overload_manager, too_large_reply
 from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, HostPort, Settings
 
 PICKER_CLUSTER = "picker"
+# Called for every request, so each has a socket of its own, on which all calls are of one method (streams.py).
+PICKS_CLUSTER = "picker-picks"
+ACCESS_LOG_CLUSTER = "picker-access-log"
 RETRIES = 3
 # The hold limit ends a wait with a clear status first; this bounds a picker that hangs.
 MESSAGE_TIMEOUT_MARGIN_S = 5
@@ -61,13 +65,17 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
                 "api_type": "GRPC",
                 "transport_api_version": "V3",
                 "set_node_on_first_message_only": True,
-                "grpc_services": [_picker_grpc(reconnect=True)],
+                "grpc_services": [_picker_grpc(PICKER_CLUSTER, reconnect=True)],
             },
             # 0s: wait for the picker rather than open the listener with nothing behind it.
             "cds_config": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
         },
         "static_resources": {
-            "clusters": [_picker_cluster(str(settings.picker_socket))],
+            "clusters": [
+                _picker_cluster(PICKER_CLUSTER, settings.picker_socket),
+                _picker_cluster(PICKS_CLUSTER, settings.picks_socket),
+                _picker_cluster(ACCESS_LOG_CLUSTER, settings.access_log_socket),
+            ],
             "listeners": [
                 {
                     "name": "grpc",
@@ -90,17 +98,17 @@ def http2_upstream(keepalive: bool) -> dict[str, Any]:
     }
 
 
-def _picker_grpc(reconnect: bool = False) -> dict[str, Any]:
-    service: dict[str, Any] = {"cluster_name": PICKER_CLUSTER}
+def _picker_grpc(cluster: str, reconnect: bool = False) -> dict[str, Any]:
+    service: dict[str, Any] = {"cluster_name": cluster}
     if reconnect:
         # By default a missed connection backs off towards a minute; a restarted picker must not wait for that.
         service["retry_policy"] = {"retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"}}
     return {"envoy_grpc": service}
 
 
-def _picker_cluster(socket: str) -> dict[str, Any]:
+def _picker_cluster(name: str, socket: Path) -> dict[str, Any]:
     return {
-        "name": PICKER_CLUSTER,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "circuit_breakers": CIRCUIT_BREAKERS,
@@ -108,8 +116,8 @@ def _picker_cluster(socket: str) -> dict[str, Any]:
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream(keepalive=False)
         },
         "load_assignment": {
-            "cluster_name": PICKER_CLUSTER,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}],
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
         },
     }
 
@@ -219,7 +227,7 @@ def _ext_proc(hold_max_s: float) -> dict[str, Any]:
         "name": EXT_PROC,
         "typed_config": {
             "@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            "grpc_service": _picker_grpc(),
+            "grpc_service": _picker_grpc(PICKS_CLUSTER),
             # Fail closed, and so that a client sees UNAVAILABLE: the default of 500 is UNKNOWN to it.
             "failure_mode_allow": False,
             "status_on_error": {"code": "ServiceUnavailable"},
@@ -272,7 +280,7 @@ def _access_log() -> dict[str, Any]:
             "common_config": {
                 "log_name": "requests",
                 "transport_api_version": "V3",
-                "grpc_service": _picker_grpc(),
+                "grpc_service": _picker_grpc(ACCESS_LOG_CLUSTER),
                 "buffer_flush_interval": ACCESS_LOG_FLUSH,
             },
             "additional_request_headers_to_log": [headers.CLUSTER],

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
 from typing import Any
 
-import grpc
-import structlog
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
@@ -14,11 +12,10 @@ from moefleet_gateway import headers as names
 from moefleet_gateway.aborts import Aborts
 from moefleet_gateway.errors import immediate
 from moefleet_gateway.gateway import Gateway
-from moefleet_gateway.picking.core import Pick
+from moefleet_gateway.picking.core import Pick, Ticket
 from moefleet_gateway.picking.refusals import Refusal, bad_request
 from moefleet_gateway.requests import Read, read
-
-log = structlog.get_logger()
+from moefleet_gateway.streams import Call, Stream
 
 # Added to limits.streamDuration: the replica ends a stream at its limit with a clear status; this is for the
 # replica that does not.
@@ -28,65 +25,87 @@ STREAM_GRACE_S = 5.0
 DEADLINE_MARGIN_S = 5.0
 _GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-_SERVICE = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
 class Picker:
-    """Registered as a method with one response: gRPC then sends the last answer and the end of the stream in one batch,
-    which is a tenth of what a pick costs. On the wire nothing tells it from the stream that Envoy expects; the first
-    answer is written by hand, as bytes, because such a method's context has no serializer."""
-
     def __init__(self, gateway: Gateway, aborts: Aborts) -> None:
-        self._gateway = gateway
-        self._aborts = aborts
+        self.gateway = gateway
+        self.aborts = aborts
+        self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds no task
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        process = grpc.stream_unary_rpc_method_handler(
-            self._process,
-            request_deserializer=pb.ProcessingRequest.FromString,
-            response_serializer=pb.ProcessingResponse.SerializeToString,
-        )
-        return grpc.method_handlers_generic_handler(_SERVICE, {"Process": process})
+    def open(self, stream: Stream) -> Call:
+        return _Process(self, stream)
 
-    async def _process(
-        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Any:
-        headers: dict[str, str] = {}
-        while (message := await context.read()) is not grpc.aio.EOF:
-            kind = message.WhichOneof("request")
-            if kind == "request_headers":
-                headers = {
+
+class _Process:
+    """One request of a consumer. Its answer ends the stream, and that frees the request of this process: Envoy itself
+    would keep the stream open as long as the answer runs, and reset the answer with it when the picker dies."""
+
+    __slots__ = ("_grpc_timeout", "_headers", "_picker", "_stream", "_task", "_ticket")
+
+    def __init__(self, picker: Picker, stream: Stream) -> None:
+        self._picker = picker
+        self._stream = stream
+        self._headers: dict[str, str] = {}
+        self._grpc_timeout = ""
+        self._ticket: Ticket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def received(self, message: bytes) -> None:
+        request = pb.ProcessingRequest.FromString(message)
+        match request.WhichOneof("request"):
+            case "request_headers":
+                self._headers = {
                     h.key: (h.raw_value or h.value.encode()).decode("utf-8", "replace")
-                    for h in message.request_headers.headers.headers
+                    for h in request.request_headers.headers.headers
                 }
-                if message.request_headers.end_of_stream:
-                    return immediate(bad_request("message", "the request has no message"))
-                await context.write(_GO_ON)
-            elif kind == "request_body":
-                # Ending it here is what frees the request of this process: Envoy itself keeps the stream open as
-                # long as the answer runs, and would reset the answer with it when the picker dies.
-                body = message.request_body.body
-                asked = read(headers.get(":path", ""), headers, body, self._gateway.core.models)
-                # A held request may wait for minutes: of its body nothing is needed any more.
-                del message, body
-                return await self._answer(asked, headers.get("grpc-timeout", ""))
-        return pb.ProcessingResponse()  # Envoy left before it asked; nobody reads this
+                if request.request_headers.end_of_stream:
+                    self._answer(bad_request("message", "the request has no message"))
+                else:
+                    self._stream.send(_GO_ON)
+            case "request_body":
+                # A held request may wait for minutes: of headers and body nothing is needed any more.
+                headers, self._headers = self._headers, {}
+                self._grpc_timeout = headers.get("grpc-timeout", "")
+                models = self._picker.gateway.core.models
+                self._asked(read(headers.get(":path", ""), headers, request.request_body.body, models))
 
-    async def _answer(self, asked: Read | Refusal, grpc_timeout: str) -> Any:
-        gateway = self._gateway
+    def closed(self) -> None:
+        """Envoy has said all; a request that is held goes on."""
+
+    def lost(self) -> None:
+        if self._ticket is not None:
+            self._picker.gateway.abandon(self._ticket)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _asked(self, asked: Read | Refusal) -> None:
+        gateway = self._picker.gateway
         if isinstance(asked, Refusal):
-            return immediate(asked)
-        answer: Pick | Refusal
-        if asked.abort_of:
-            answer, known = gateway.core.abort(asked.fleet, asked.abort_of)
-            if not known and isinstance(answer, Pick):
-                await self._aborts.everywhere(asked.fleet, asked.abort_of, but=answer.targets[0].uid)
+            self._answer(asked)
+        elif asked.abort_of:
+            pick, known = gateway.core.abort(asked.fleet, asked.abort_of)
+            if known or isinstance(pick, Refusal):
+                self._answer(pick)
+                return
+            self._task = asyncio.create_task(self._abort_everywhere(asked, pick))
+            self._picker.tasks.add(self._task)
+            self._task.add_done_callback(self._picker.tasks.discard)
         else:
-            answer = await gateway.pick(asked.fleet, asked.ask)
-        if isinstance(answer, Refusal):
-            return immediate(answer)
-        return routed(answer, grpc_timeout)
+            answer = gateway.pick(asked.fleet, asked.ask, self._answer)
+            if isinstance(answer, Ticket):
+                self._ticket = answer
+            else:
+                self._answer(answer)
+
+    async def _abort_everywhere(self, asked: Read, pick: Pick) -> None:
+        await self._picker.aborts.everywhere(asked.fleet, asked.abort_of, but=pick.targets[0].uid)
+        self._answer(pick)
+
+    def _answer(self, answer: Pick | Refusal) -> None:
+        out = immediate(answer) if isinstance(answer, Refusal) else routed(answer, self._grpc_timeout)
+        self._stream.end(out.SerializeToString())
 
 
 def routed(pick: Pick, grpc_timeout: str) -> Any:

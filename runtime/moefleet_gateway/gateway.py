@@ -34,7 +34,7 @@ class Gateway:
         self.draining = False
         self.load_wanted: Callable[[Replica], None] = lambda replica: None
         self.load_unwanted: Callable[[str], None] = lambda uid: None
-        self._waiters: dict[int, asyncio.Future[Pick | Refusal]] = {}
+        self._waiters: dict[int, Callable[[Pick | Refusal], None]] = {}
         self._pump_soon = False
         self._expiry: asyncio.TimerHandle | None = None
         self._changes: set[asyncio.Event] = set()
@@ -50,23 +50,20 @@ class Gateway:
 
     # --- requests ---
 
-    async def pick(self, fleet: Fleet, ask: Ask) -> Pick | Refusal:
+    def pick(
+        self, fleet: Fleet, ask: Ask, later: Callable[[Pick | Refusal], None]
+    ) -> Pick | Refusal | Ticket:
+        """A ticket says that the request is held: then `later` gets its answer, unless it is abandoned before."""
         answer = self.core.arrive(fleet, ask, self.now())
-        if not isinstance(answer, Ticket):
-            return answer
-        waiter: asyncio.Future[Pick | Refusal] = asyncio.get_running_loop().create_future()
-        self._waiters[answer.number] = waiter
-        self._plan_expiry()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            self.core.abandon(answer)
-            if waiter.done() and not waiter.cancelled() and isinstance(waiter.result(), Pick):
-                # Picked and cancelled in the same turn: Envoy never hears of it, so nothing would end it.
-                self.core.finish(End(ask.request_id, fleet.key, ok=False, failed=False), self.now())
-            raise
-        finally:
-            self._waiters.pop(answer.number, None)
+        if isinstance(answer, Ticket):
+            self._waiters[answer.number] = later
+            self._plan_expiry()
+        return answer
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Its client is gone, or its deadline came. Nothing happens when it was answered already."""
+        if self._waiters.pop(ticket.number, None) is not None:
+            self.core.abandon(ticket)
 
     def finish(self, end: End) -> None:
         self.core.finish(end, self.now())
@@ -185,9 +182,9 @@ class Gateway:
     def _pump(self) -> None:
         self._pump_soon = False
         for number, answer in self.core.pump(self.now()):
-            waiter = self._waiters.get(number)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(answer)
+            later = self._waiters.pop(number, None)
+            if later is not None:
+                later(answer)
         self._plan_expiry()
 
     def _plan_expiry(self) -> None:

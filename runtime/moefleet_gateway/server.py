@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 import structlog
 from aiohttp import web
-from envoy.service.accesslog.v3 import als_pb2_grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from moefleet.gateway.v1 import gateway_pb2_grpc
@@ -33,6 +32,7 @@ from moefleet_gateway.metrics import GatewayCollector
 from moefleet_gateway.picking.demand import SAMPLE_EVERY_S
 from moefleet_gateway.picking.endpoints import State
 from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, Settings
+from moefleet_gateway.streams import Listener
 from moefleet_gateway.watching import Source
 
 # Replicas that do not answer WatchLoad do not keep the gateway from becoming ready.
@@ -48,10 +48,12 @@ _PENDING = (
 _PICKER_OPTIONS = (
     *_PENDING,
     ("grpc.max_concurrent_streams", 1_000_000),
-    # A whole request in one message, as large as Envoy buffers, and its envelope.
-    ("grpc.max_receive_message_length", ENVOY_BUFFER_BYTES + (1 << 20)),
     ("grpc.so_reuseport", 0),
 )
+# A whole request in one message, as large as Envoy buffers, and its envelope.
+PICK_MAX_BYTES = ENVOY_BUFFER_BYTES + (1 << 20)
+# Envoy sends 16 KiB of entries at a time; one alone may have long paths and headers.
+ENTRIES_MAX_BYTES = 4 << 20
 _CONTROL_OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
@@ -75,6 +77,11 @@ async def serve(settings: Settings, source: Source) -> None:
     loads = Loads(gateway, credentials)
     demand = DemandLog(gateway)
 
+    picks = Listener(Picker(gateway, Aborts(gateway)).open, PICK_MAX_BYTES)
+    access_log = Listener(AccessLog(gateway).open, ENTRIES_MAX_BYTES)
+    # Before picker.sock, for which the launcher waits.
+    await picks.start(settings.picks_socket)
+    await access_log.start(settings.access_log_socket)
     picker, consumer_health = _picker_server(gateway, settings)
     control = grpc.aio.server(options=_CONTROL_OPTIONS)
     gateway_pb2_grpc.add_GatewayServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -126,6 +133,7 @@ async def serve(settings: Settings, source: Source) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
             await loads.close()
             await asyncio.gather(*(server.stop(0.5) for server in (picker, control, probes)))
+            await asyncio.gather(picks.close(), access_log.close())
             await metrics.cleanup()
     log.info("picker_stopped")
 
@@ -139,8 +147,6 @@ def write_atomically(path: Path, text: str) -> None:
 def _picker_server(gateway: Gateway, settings: Settings) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=_PICKER_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(gateway.ads, server)
-    server.add_generic_rpc_handlers((Picker(gateway, Aborts(gateway)).handler(),))
-    als_pb2_grpc.add_AccessLogServiceServicer_to_server(AccessLog(gateway), server)
     consumer_health = add_consumer_services(server, gateway)
     # A socket that a killed picker left behind would be "in use".
     settings.picker_socket.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Everything that can be set, from the environment, read once. A value that cannot be parsed stops the start.
 
-MOEFLEET_RUN_DIR            /run/moefleet    folder shared with the envoy container: picker.sock, admin.sock, envoy.json
+MOEFLEET_RUN_DIR            /run/moefleet    folder shared with the envoy container: the picker's sockets, admin.sock, envoy.json
 MOEFLEET_LISTEN             [::]:8080        Envoy's listener for consumers, h2c; [::] takes IPv4 too, as in the next three
 MOEFLEET_CONTROL_LISTEN     [::]:8502        GatewayService for the operator (needs the credential)
 MOEFLEET_HEALTH_LISTEN      [::]:8503        grpc.health.v1 of the picker for probes: `readiness`, `liveness`
@@ -73,7 +73,16 @@ class Settings:
 
     @property
     def picker_socket(self) -> Path:
+        """Discovery, and what consumers ask the picker itself."""
         return self.run_dir / "picker.sock"
+
+    @property
+    def picks_socket(self) -> Path:
+        return self.run_dir / "picks.sock"
+
+    @property
+    def access_log_socket(self) -> Path:
+        return self.run_dir / "access-log.sock"
 
     @property
     def admin_socket(self) -> Path:
