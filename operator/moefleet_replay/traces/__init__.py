@@ -7,5 +7,18 @@ names the row or the field; what had to be assumed is in `warnings`.
 
 from moefleet_replay.traces.servegen import open_servegen
 from moefleet_replay.traces.source import ArrivalShape, TraceError, TraceSource, fingerprint
+from moefleet_replay.traces.spec import KINDS, TraceSpec, open_trace, parse_days
+from moefleet_replay.traces.synthetic import SHAPES
 
-__all__ = ["ArrivalShape", "TraceError", "TraceSource", "fingerprint", "open_servegen"]
+__all__ = [
+    "KINDS",
+    "SHAPES",
+    "ArrivalShape",
+    "TraceError",
+    "TraceSource",
+    "TraceSpec",
+    "fingerprint",
+    "open_servegen",
+    "open_trace",
+    "parse_days",
+]
