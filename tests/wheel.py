@@ -20,16 +20,26 @@ IMAGES: dict[str, tuple[str | None, list[str]]] = {
     "operator": ("operator/requirements.txt", ["moefleet_operator", "moefleet_perf", "moefleet"]),
     # `helm test` runs the probe of the command line from the gateway's image.
     "gateway": ("runtime/requirements-gateway.txt", ["moefleet_gateway", "moefleet", "moefleet_cli.probe"]),
-    "runtime": ("runtime/requirements-runtime.txt", ["moefleet_runtime", "moefleet_perf", "moefleet"]),
-    "torch": ("runtime/requirements-torch.txt", ["moefleet_runtime", "moefleet_perf", "moefleet"]),
-    "tensorrt-llm": (None, ["moefleet_runtime", "moefleet_perf", "moefleet"]),
+    "runtime": (
+        "runtime/requirements-runtime.txt",
+        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"],
+    ),
+    "torch": (
+        "runtime/requirements-torch.txt",
+        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"],
+    ),
+    "tensorrt-llm": (None, ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"]),
     "cli": ("operator/requirements-cli.txt", ["moefleet_cli", "moefleet"]),
 }
 CONSTRAINTS = ROOT / "tests/constraints-tensorrt-llm.txt"
 # Modules that need more than the image's own extra, with the reason.
 NOT_SHIPPED = {
-    "runtime": {"moefleet_runtime.engine.torch": "the image `torch` ships it"},
-    "tensorrt-llm": {"moefleet_runtime.engine.torch": "the image `torch` ships it"},
+    image: {
+        "moefleet_runtime.engine.torch": "the image `torch` ships it",
+        "moefleet_weights.fp8": "the image `torch` ships it",
+        "moefleet_weights.convert": "the image `torch` ships it",
+    }
+    for image in ("runtime", "tensorrt-llm")
 }
 
 IMPORT_ALL = """

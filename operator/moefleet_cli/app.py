@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from . import exits
+from .convert import convert_command
 from .fleets import Cluster, ClusterError, rows
 from .gateway import Address, GatewayError, generate, models
 from .tables import models_table, top_table
@@ -151,6 +152,9 @@ def top_command(
                 found, problem = rows(cluster.fleets(where)), ""
             except ClusterError as error:
                 problem = f"{error}; the numbers are old"
+
+
+app.command("convert")(convert_command)
 
 
 def run(arguments: list[str] | None = None, name: str = "moefleet") -> int:

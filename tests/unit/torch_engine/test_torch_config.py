@@ -68,6 +68,19 @@ def test_every_other_layer_routed() -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": "fp8"}, "quantization_config"),
+        (
+            {"quantization_config": {"quant_method": "awq", "weight_block_size": [128, 128]}},
+            "quantization_config",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}},
+            "quantization_config",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 128]}},
+            "quantization_config",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type"),
         ({"rope_scaling": {**TINY["rope_scaling"], "truncate": False}}, "truncate"),
         ({"rope_scaling": {**TINY["rope_scaling"], "factor": 0.5}}, "factor"),
@@ -100,6 +113,7 @@ def test_what_would_run_wrong_is_refused_by_name(fields: dict[str, object], name
         ("{", "CheckpointUnreadable"),
         ("[]", "CheckpointUnreadable"),
         ("\x00\xff", "CheckpointUnreadable"),
+        ("[" * 100_000, "CheckpointUnreadable"),
         ('{"a": "' + "x" * (1 << 20) + '"}', "CheckpointUnreadable"),
     ],
 )

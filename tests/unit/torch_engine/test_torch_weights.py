@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from moefleet_runtime.engine.base import StartFailed
 from moefleet_runtime.engine.torch.config import read_model_config
 from moefleet_runtime.engine.torch.weights import Weights, load_weights
@@ -176,3 +178,44 @@ def test_a_tensor_in_two_files_is_an_error(tmp_path: Path) -> None:
     save_file({"model.norm.weight": torch.ones(192)}, tmp_path / "more.safetensors")
     with pytest.raises(StartFailed, match=r"model\.norm\.weight is in another file too"):
         load(tmp_path)
+
+
+def test_pickles_are_refused_by_the_engine(tmp_path: Path) -> None:
+    shutil.copy(CHECKPOINT / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(StartFailed, match="pickles run code") as caught:
+        load(tmp_path)
+    assert caught.value.reason == "CheckpointUnsupported"
+
+
+def test_an_index_of_a_large_checkpoint_is_read(tmp_path: Path) -> None:
+    """DeepSeek-V2 has 29,000 tensors: an index of some 3 MB."""
+    index = split_in_two(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"padding": "x" * (3 << 20)}, "weight_map": index})
+    )
+    assert load(tmp_path).head.shape == (2048, 192)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    file=st.sampled_from(["config.json", "model.safetensors"]),
+    flips=st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 255)), max_size=6),
+    keep=st.integers(0, 1 << 24),
+)
+def test_a_damaged_checkpoint_is_one_clear_error_or_loads(
+    tmp_path: Path, file: str, flips: list[tuple[int, int]], keep: int
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        content = bytearray((CHECKPOINT / name).read_bytes())
+        if name == file:
+            content = content[:keep]
+            for at, value in flips:
+                if at < len(content):
+                    content[at] = value
+        (tmp_path / name).write_bytes(content)
+    try:
+        load(tmp_path)
+    except StartFailed as error:
+        assert error.reason in ("CheckpointUnreadable", "CheckpointUnsupported")  # noqa: PT017 - either outcome is right
+        assert str(tmp_path) in error.message  # noqa: PT017 - as above

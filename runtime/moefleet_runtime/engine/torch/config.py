@@ -67,6 +67,8 @@ class ModelConfig:
     yarn: YarnConfig | None
     tied_head: bool
     eos_token_ids: tuple[int, ...]
+    # Rows and columns of a block that shares a scale, in a block-scaled FP8 checkpoint; None: plain numbers.
+    fp8_block: tuple[int, int] | None = None
 
     @property
     def latent_width(self) -> int:
@@ -85,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StartFailed("ModelSourceMissing", f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartFailed("CheckpointUnreadable", f"{path}: {error}") from error
     if not isinstance(data, dict):
         raise StartFailed("CheckpointUnreadable", f"{path}: wanted an object, found {type(data).__name__}")
@@ -140,6 +142,7 @@ def parse_model_config(data: Mapping[str, Any], *, where: str, eos: object = Non
         yarn=yarn,
         tied_head=bool(data.get("tie_word_embeddings", False)),
         eos_token_ids=_eos(eos if eos is not None else data.get("eos_token_id"), vocabulary_size, where),
+        fp8_block=_fp8_block(data, where),
     )
 
 
@@ -190,10 +193,22 @@ def _refuse_what_runs_wrong(data: Mapping[str, Any], where: str) -> None:
         value = data.get(name)
         if value is not None and value not in accepted:
             raise unsupported(f"{where}: {name}", " or ".join(map(repr, accepted)), value)
-    if data.get("quantization_config"):
+
+
+def _fp8_block(data: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    """As DeepSeek-V3 publishes it and `moefleet convert` writes it; other quantisations would be read wrong."""
+    found = data.get("quantization_config")
+    if not found:
+        return None
+    block = found.get("weight_block_size", []) if isinstance(found, dict) else []
+    fits = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    if not fits or found.get("quant_method") != "fp8" or found.get("fmt", "e4m3") != "e4m3":
         raise unsupported(
-            f"{where}: quantization_config", "an unquantised checkpoint", data["quantization_config"]
+            f"{where}: quantization_config",
+            "none, or quant_method 'fp8', fmt 'e4m3' and weight_block_size [rows, columns]",
+            found,
         )
+    return block[0], block[1]
 
 
 def _router(data: Mapping[str, Any], fields: _Fields, where: str) -> RouterConfig:

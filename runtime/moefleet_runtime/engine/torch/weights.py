@@ -14,14 +14,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from moefleet_weights.failing import WeightsError
+from moefleet_weights.fp8 import SCALE_SUFFIX, dequantise, scale_shape
+from moefleet_weights.tensors import INDEX_NAME, checkpoint_files
 from safetensors import SafetensorError, safe_open
 
 from moefleet_runtime.engine.base import StartFailed
-from moefleet_runtime.engine.torch.config import ModelConfig, read_json
+from moefleet_runtime.engine.torch.config import ModelConfig
 
 Tensor = torch.Tensor
 
-_INDEX = "model.safetensors.index.json"
+_FP8 = "F8_E4M3"
 _READABLE = ("BF16", "F16", "F32", "F64")
 # Names that old exporters add and that hold nothing the config does not say.
 _DERIVED = "rotary_emb.inv_freq"
@@ -74,7 +77,7 @@ class Weights:
 
 
 def load_weights(folder: Path, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> Weights:
-    with Checkpoint(folder) as checkpoint:
+    with Checkpoint(folder, config.fp8_block) as checkpoint:
         reader = _Reader(checkpoint, config, device, dtype)
         embedding = reader.matrix("model.embed_tokens.weight", config.vocabulary_size, config.hidden_size)
         layers = tuple(reader.layer(i) for i in range(config.layers))
@@ -91,8 +94,8 @@ def load_weights(folder: Path, config: ModelConfig, *, device: torch.device, dty
 class Checkpoint:
     """The safetensors files of a folder, open while loading, with every tensor accounted for."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, fp8_block: tuple[int, int] | None = None) -> None:
+        self._folder, self._fp8_block = folder, fp8_block
         self._files = ExitStack()
         self._file_of: dict[str, Any] = {}
         self._used: set[str] = set()
@@ -113,27 +116,46 @@ class Checkpoint:
         self._files.close()
 
     def copy(self, name: str, into: Tensor) -> None:
-        """Into a place of the wanted shape, type and device."""
+        """Into a place of the wanted shape, type and device; block-scaled FP8 becomes plain numbers on the way."""
+        block = self._fp8_block
+        part = self._part(name, list(into.shape), (*_READABLE, _FP8) if block else _READABLE)
+        if block and part.get_dtype() == _FP8:
+            if into.dim() != 2:
+                raise StartFailed(
+                    "CheckpointUnsupported",
+                    f"{self._folder}: tensor {name}: wanted a matrix for {_FP8}, found shape {list(into.shape)}",
+                )
+            scales = name + SCALE_SUFFIX
+            self._part(scales, list(scale_shape(into.shape[0], into.shape[1], block)), ("F32",))
+            dequantise(
+                self._file_of[name].get_tensor(name), self._file_of[scales].get_tensor(scales), into, block
+            )
+            self._used.add(scales)
+        else:
+            into.copy_(self._file_of[name].get_tensor(name))
+        self._used.add(name)
+
+    def _part(self, name: str, wanted: list[int], kinds: tuple[str, ...]) -> Any:
+        """The slice of that name, of the wanted shape and one of the kinds."""
         file = self._file_of.get(name)
         if file is None:
             raise StartFailed(
                 "CheckpointUnsupported",
-                f"{self._folder}: tensor {name}: wanted shape {list(into.shape)}, found no such tensor",
+                f"{self._folder}: tensor {name}: wanted shape {wanted}, found no such tensor",
             )
         part = file.get_slice(name)
         shape, kind = list(part.get_shape()), part.get_dtype()
-        if shape != list(into.shape):
+        if shape != wanted:
             raise StartFailed(
                 "CheckpointUnsupported",
-                f"{self._folder}: tensor {name}: wanted shape {list(into.shape)}, found {shape}",
+                f"{self._folder}: tensor {name}: wanted shape {wanted}, found {shape}",
             )
-        if kind not in _READABLE:
+        if kind not in kinds:
             raise StartFailed(
                 "CheckpointUnsupported",
-                f"{self._folder}: tensor {name}: wanted type {' or '.join(_READABLE)}, found {kind}",
+                f"{self._folder}: tensor {name}: wanted type {' or '.join(kinds)}, found {kind}",
             )
-        into.copy_(file.get_tensor(name))
-        self._used.add(name)
+        return part
 
     def ignore(self, name: str) -> None:
         self._used.add(name)
@@ -147,26 +169,18 @@ class Checkpoint:
                 f"the first: {', '.join(unused[:3])}",
             )
 
-    def _paths(self) -> list[Path]:
-        index = self._folder / _INDEX
-        if index.is_file():
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-                raise StartFailed("CheckpointUnreadable", f"{index}: wanted weight_map with file names")
-            # Only the name: an index must not reach outside its folder.
-            paths = [self._folder / Path(name).name for name in sorted(set(names.values()))]
-        else:
-            paths = sorted(self._folder.glob("*.safetensors"))
-        if not paths:
-            raise StartFailed("ModelSourceMissing", f"{self._folder}: wanted *.safetensors, found none")
-        return paths
+    def _paths(self) -> tuple[Path, ...]:
+        try:
+            return checkpoint_files(self._folder)
+        except WeightsError as error:
+            raise StartFailed(error.reason, error.message) from error
 
     def _open(self, path: Path) -> None:
         try:
             file = self._files.enter_context(safe_open(str(path), "pt"))
         except FileNotFoundError:
             raise StartFailed(
-                "CheckpointUnreadable", f"{path}: no such file, but {_INDEX} names it"
+                "CheckpointUnreadable", f"{path}: no such file, but {INDEX_NAME} names it"
             ) from None
         except (OSError, SafetensorError) as error:
             raise StartFailed("CheckpointUnreadable", f"{path}: {error}") from error

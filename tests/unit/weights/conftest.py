@@ -1,0 +1,9 @@
+"""One compute thread: the numbers of the tests must not depend on what else the machine does."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
