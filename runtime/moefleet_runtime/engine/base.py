@@ -24,6 +24,7 @@ class Finish(IntEnum):
     LENGTH = 2  # max_tokens or the context length
     CANCELLED = 3  # abort() or stop()
     FAILED = 4  # the step that held it failed; `TokenDelta.error` says why
+    REFUSED = 5  # as RequestInvalid, found out only after submit() had returned; `TokenDelta.error` says why
 
 
 class TokenDelta(NamedTuple):

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from typing import Protocol
 
 from moefleet_runtime.ending import Failure
@@ -34,13 +35,19 @@ from moefleet_runtime.host.messages import (
     ToHost,
     encode,
 )
+from moefleet_runtime.host.process import DUMP_SIGNAL
 from moefleet_runtime.host.reaper import Reaper
 from moefleet_runtime.host.stream import FaultKind, StreamFault, TokenStream
+from moefleet_runtime.process_tree import end_with_variable
 
 # After the socket closed: how long the exit status may take to arrive, so that the message can name the signal.
 EXIT_STATUS_WAIT_S = 2.0
 # After Stop: how long the engine may take before its process group is killed.
 STOP_WAIT_S = 10.0
+# After the host: how long processes that it started may take to be gone, wherever they have put themselves.
+LEFT_OVER_WAIT_S = 5.0
+# In the environment of the host and of all that it starts, with a value that no other host has.
+HOST_VARIABLE = "MOEFLEET_ENGINE_HOST"
 # A load that the host reports knows what was sent this long before it came: the way through the socket and one look at the engine.
 REPORT_LAG_S = 0.1
 
@@ -64,6 +71,7 @@ class EngineClient:
         self._unreported: dict[str, tuple[float, int, int]] = {}
         self._transport: asyncio.Transport | None = None
         self._pid = 0
+        self._mark = uuid.uuid4().hex
         self._exit: asyncio.Future[int] | None = None
         self._failure: Failure | None = None
         self._stopping = False
@@ -111,8 +119,8 @@ class EngineClient:
             self._pid = os.posix_spawn(  # noqa: ASYNC221 - a millisecond, before anything is served
                 sys.executable,
                 [sys.executable, "-m", "moefleet_runtime.host", str(theirs.fileno())],
-                os.environ,
-                # A session of its own: one kill of the group ends the helpers that an engine starts.
+                {**os.environ, HOST_VARIABLE: self._mark},
+                # A session of its own: one kill of the group ends most helpers that an engine starts.
                 setsid=True,
             )
         finally:
@@ -161,6 +169,7 @@ class EngineClient:
         elif busy:
             progress_at_s = max(self.load.progress_at_s, self._worked_at_s)
             if now_s - progress_at_s > self._stall_s:
+                self._ask_where_it_hangs()
                 self._fail(
                     Failure(
                         "EngineHung",
@@ -182,6 +191,8 @@ class EngineClient:
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._pid, signal.SIGKILL)
+            # MPI workers have sessions of their own. As PID 1 of a pod our end ends them too, but by hand nothing would.
+            await asyncio.to_thread(end_with_variable, HOST_VARIABLE, self._mark, within_s=LEFT_OVER_WAIT_S)
         if self._transport is not None:
             self._transport.close()
 
@@ -245,6 +256,11 @@ class EngineClient:
             stream.end(StreamFault("dead", failure.message))
         self._streams.clear()
         self._watcher.engine_failed(failure)
+
+    def _ask_where_it_hangs(self) -> None:
+        """For the log: the host writes the stacks of its threads."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, DUMP_SIGNAL)
 
     def _send(self, message: ToHost) -> None:
         if self._transport is not None and not self._transport.is_closing():

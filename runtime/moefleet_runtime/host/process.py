@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -49,6 +50,8 @@ REPORT_S = 0.1
 HEARTBEAT_S = 1.0
 READ_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
+# Writes the stack of every thread to standard error.
+DUMP_SIGNAL = signal.SIGUSR1
 
 
 def run(fd: int) -> int:
@@ -57,6 +60,8 @@ def run(fd: int) -> int:
     # The terminal's Ctrl-C and a signal to the group are for the server, which tells us what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Before the server ends an engine that hangs it asks where.
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     connection = socket.socket(fileno=fd)
     return _Host(connection).run()
 

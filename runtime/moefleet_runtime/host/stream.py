@@ -64,6 +64,8 @@ class TokenStream:
                 self.cached_tokens = delta.cached_tokens
         if delta.finish is Finish.FAILED:
             self.fault = StreamFault("step", delta.error or "the engine gave no reason")
+        elif delta.finish is Finish.REFUSED:
+            self.fault = StreamFault("invalid", delta.error or "the engine gave no reason")
         elif delta.finish is not None:
             self.finish = delta.finish
         if self.ended or len(self.pending) >= self._need:

@@ -7,7 +7,43 @@ on the path of the process that shall find it. Every behaviour that is more than
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 # What goes onto sys.path (or PYTHONPATH of a host process).
 INSTALLED = Path(__file__).resolve().parent / "installed"
+
+
+def write_checkpoint(folder: Path, **changed: Any) -> Path:
+    """A config.json that the fake serves; V3 unless told otherwise, so that nothing imports torch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**SMALL, **changed}))
+    return folder
+
+
+SMALL: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "max_position_embeddings": 32768,
+    "eos_token_id": 1,
+}

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import Engine, EngineSettings, StartFailed
 from moefleet_runtime.engine.tensorrt_llm.api import VERSION
-from moefleet_runtime.engine.tensorrt_llm.checkpoint import Checkpoint, read_checkpoint
+from moefleet_runtime.engine.tensorrt_llm.checkpoint import read_checkpoint
 from moefleet_runtime.engine.tensorrt_llm.devices import Device, check_devices, read_devices
-from moefleet_runtime.engine.tensorrt_llm.llm_arguments import GIB, LlmArguments, arguments_for, memory_for
-from moefleet_runtime.engine.tensorrt_llm.memory import MemoryPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    settings: EngineSettings
-    checkpoint: Checkpoint
-    arguments: LlmArguments
-    plan: MemoryPlan
-    devices: tuple[Device, ...]
-
-    @property
-    def ranks(self) -> int:
-        """Schedulers that work apart, each with a KV cache of its own."""
-        return self.settings.tensor_parallel if self.settings.attention_data_parallel else 1
+from moefleet_runtime.engine.tensorrt_llm.engine import TensorRTLLMEngine
+from moefleet_runtime.engine.tensorrt_llm.llm_arguments import GIB, arguments_for, memory_for
+from moefleet_runtime.engine.tensorrt_llm.prepared import Prepared
 
 
 def make(settings: EngineSettings) -> Engine:
@@ -35,10 +21,7 @@ def make(settings: EngineSettings) -> Engine:
             f"engine TensorRTLLM for model {settings.model_name!r} needs tensorrt_llm {VERSION}; the image has no"
             " tensorrt_llm. Use the image for TensorRT-LLM, or choose engine.type Torch or Simulated.",
         )
-    prepare(settings)
-    raise StartFailed(
-        "EngineUnavailable", "the image has tensorrt_llm, but this release has no adapter for it"
-    )
+    return TensorRTLLMEngine(prepare(settings))
 
 
 def prepare(settings: EngineSettings, devices: tuple[Device, ...] | None = None) -> Prepared:

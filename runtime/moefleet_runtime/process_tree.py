@@ -1,0 +1,86 @@
+"""Which processes an engine has started, by what Linux says in /proc.
+
+An engine's helpers (MPI workers) may sit in sessions of their own and outlive their parent, so neither a process group nor
+parentage finds them all. A variable in the environment does: every process inherits it from the one that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+PROC: Final = Path("/proc")
+# Between two looks for processes that were just being started while others were ended.
+LOOK_AGAIN_S: Final = 0.02
+
+
+class ProcessId(NamedTuple):
+    """A number alone is given to another process some day."""
+
+    pid: int
+    # Clock ticks since boot.
+    started: int
+
+
+def processes() -> dict[ProcessId, int]:
+    """All that run, with their parents' numbers; ended ones that nobody waited for are left out."""
+    found: dict[ProcessId, int] = {}
+    for entry in PROC.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        # It may end while we read.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # After the name, which may hold anything, in its last parenthesis.
+            state, parent, *rest = (entry / "stat").read_text().rpartition(")")[2].split()
+            if state not in ("Z", "X"):
+                found[ProcessId(int(entry.name), int(rest[17]))] = int(parent)
+    return found
+
+
+def descendants(pid: int) -> dict[ProcessId, str]:
+    """Of a process, with their command lines; those whose parent has ended are not found."""
+    everyone = processes()
+    found: dict[ProcessId, str] = {}
+    generation = {pid}
+    while generation:
+        born = {each for each, parent in everyone.items() if parent in generation and each not in found}
+        for each in born:
+            with contextlib.suppress(OSError):
+                line = (PROC / str(each.pid) / "cmdline").read_bytes()
+                found[each] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+        generation = {each.pid for each in born}
+    return found
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """Processes that were started with this in their environment, ourselves left out."""
+    wanted = f"{name}={value}".encode()
+    found = []
+    for each in processes():
+        with contextlib.suppress(OSError):
+            environment = (PROC / str(each.pid) / "environ").read_bytes().split(b"\0")
+            if wanted in environment and each.pid != os.getpid():
+                found.append(each.pid)
+    return found
+
+
+def end_with_variable(name: str, value: str, *, within_s: float) -> list[int]:
+    """Kills them until none is found; the numbers of those that are still there after `within_s` (stuck in a driver)."""
+    until_s = time.monotonic() + within_s
+    while left := with_variable(name, value):
+        kill(left)
+        if time.monotonic() > until_s:
+            break
+        time.sleep(LOOK_AGAIN_S)
+    return left
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)

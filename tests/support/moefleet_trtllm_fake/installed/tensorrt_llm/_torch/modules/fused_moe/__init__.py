@@ -1,0 +1,3 @@
+from .routing import BaseMoeRoutingMethod
+
+__all__ = ["BaseMoeRoutingMethod"]
