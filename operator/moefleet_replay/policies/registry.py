@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from moefleet_replay.policies import hpa, oracle, static
+from moefleet_replay.policies import (
+    aibrix,
+    dynamo,
+    hpa,
+    keda,
+    knative,
+    oracle,
+    predictive_hpa,
+    ray_serve,
+    static,
+)
 from moefleet_replay.policy import Knob, PolicyError, PolicySpec
 
 # One module per family, in the order in which `moefleet policies` shows them.
-_FAMILIES: Final = (static, oracle, hpa)
+_FAMILIES: Final = (static, oracle, hpa, keda, knative, ray_serve, aibrix, dynamo, predictive_hpa)
 
 REGISTRY: Final[dict[str, PolicySpec]] = {spec.name: spec for family in _FAMILIES for spec in family.SPECS}
 
