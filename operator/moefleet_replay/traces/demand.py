@@ -123,10 +123,6 @@ def _made(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     more = {name: after.counts[name] - before.counts[name] for name in COUNTS}
     buckets = {key: n - before.lengths.get(key, 0) for key, n in after.lengths.items()}
-    if min(more.values()) < 0 or min(buckets.values(), default=0) < 0:
-        raise TraceError(
-            f"{path}: row {after.row}: a count is lower than in row {before.row}, and they only grow"
-        )
     count = more["arrivals"]
     weights = np.array(list(buckets.values()), np.float64)
     if count and not weights.sum():
@@ -169,10 +165,20 @@ def _samples(path: Path) -> dict[tuple[str, str], list[_Sample]]:
                     raise TraceError(
                         f"{path}: row {number}: seq {sample.seq} does not come after row {samples[-1].row} of the same gateway"
                     )
+                if samples:
+                    _grown(path, samples[-1], sample)
                 samples.append(sample)
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: cannot be read as JSON lines: {error}") from error
     return series
+
+
+def _grown(path: Path, before: _Sample, after: _Sample) -> None:
+    fewer = any(after.counts[name] < before.counts[name] for name in COUNTS)
+    if fewer or any(after.lengths.get(key, 0) < count for key, count in before.lengths.items()):
+        raise TraceError(
+            f"{path}: row {after.row}: a count is lower than in row {before.row}, and they only grow"
+        )
 
 
 def _object(path: Path, number: int, text: str) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class Generated:
         if not start_s < end_s:
             return nothing()
         first = int((start_s + self._offset_s) // BLOCK_S)
-        last = int(-(-(end_s + self._offset_s) // BLOCK_S))
+        # One block at least: an end that is a hair above the start may round down to it.
+        last = max(first + 1, int(-(-(end_s + self._offset_s) // BLOCK_S)))
         return joined([within(self._block(index), start_s, end_s) for index in range(first, last)])
 
     def _block(self, index: int) -> Arrivals:

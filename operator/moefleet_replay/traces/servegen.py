@@ -46,12 +46,14 @@ def open_servegen(
     start_s, end_s = _chosen(rates, days, int(starts[0]), int(starts[-1]) + step_s)
     inside = (starts < end_s) & (starts + step_s > start_s)
     rate, warnings = _filled(rates, starts, rate, inside)
-    pools, raised = read_lengths(lengths)
+    pools, zeros = read_lengths(lengths)
     covered_s = pools[-1].start_s + _length_window_s(pools)
     if pools[0].start_s > start_s or covered_s < end_s:
         raise TraceError(
             f"{lengths}: lengths from {pools[0].start_s} s to {covered_s} s, wanted {start_s} s to {end_s} s"
         )
+    width_s = _length_window_s(pools)
+    raised = tuple(said for start, said in zeros.items() if start < end_s and start + width_s > start_s)
     seconds = np.arange(starts[0], end_s)
     window = ((seconds - starts[0]) // step_s).astype(np.int64)
     match arrivals:
@@ -103,8 +105,8 @@ def read_rates(
     return starts, rate, idc
 
 
-def read_lengths(path: Path) -> tuple[list[Pool], tuple[str, ...]]:
-    """One pool for each pair of keys, by start, and warnings."""
+def read_lengths(path: Path) -> tuple[list[Pool], dict[int, str]]:
+    """One pool for each pair of keys, by start, and a warning for those that hold samples of 0 tokens."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -118,7 +120,7 @@ def read_lengths(path: Path) -> tuple[list[Pool], tuple[str, ...]]:
         raise TraceError(f"{path}: no key in_<start> or out_<start>")
     starts = sorted({int(key.rpartition("_")[2]) for key in arrays})
     pools = []
-    warnings = []
+    warnings: dict[int, str] = {}
     for start in starts:
         pair = []
         for key in (f"in_{start}", f"out_{start}"):
@@ -127,7 +129,8 @@ def read_lengths(path: Path) -> tuple[list[Pool], tuple[str, ...]]:
             tokens, zeros = _tokens(path, key, arrays[key])
             pair.append(tokens)
             if zeros:
-                warnings.append(f"{path.name}: {key} has {zeros} samples of 0 tokens: taken as 1")
+                said = f"{path.name}: {key} has {zeros} samples of 0 tokens: taken as 1"
+                warnings[start] = f"{warnings[start]}; {said}" if start in warnings else said
         if len(pair[0]) != len(pair[1]):
             raise TraceError(f"{path}: in_{start} has {len(pair[0])} samples and out_{start} {len(pair[1])}")
         pools.append(Pool(start, pair[0], pair[1], np.zeros(len(pair[0]), np.int32)))
@@ -135,7 +138,7 @@ def read_lengths(path: Path) -> tuple[list[Pool], tuple[str, ...]]:
     for before, after in pairwise(starts):
         if after - before != width:
             raise TraceError(f"{path}: no key in_{before + width} (in_{before} is followed by in_{after})")
-    return pools, tuple(warnings)
+    return pools, warnings
 
 
 def _length_window_s(pools: list[Pool]) -> int:
