@@ -7,11 +7,16 @@ on the path of the process that shall find it. Every behaviour that is more than
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # What goes onto sys.path (or PYTHONPATH of a host process).
+VARIABLE = "MOEFLEET_TRTLLM_FAKE"
 INSTALLED = Path(__file__).resolve().parent / "installed"
 
 
@@ -47,3 +52,22 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "eos_token_id": 1,
 }
+
+
+@contextlib.contextmanager
+def installed(**behaviour: Any) -> Iterator[None]:
+    """`import tensorrt_llm` finds the fake in this process, which behaves like this; forgotten afterwards."""
+    variables = {VARIABLE: json.dumps(behaviour), "MOEFLEET_TRTLLM_ANY_THREAD": "1"}
+    before = {name: os.environ.get(name) for name in (*variables, "TLLM_AUTOTUNER_CACHE_PATH")}
+    os.environ.update(variables)
+    sys.path.insert(0, str(INSTALLED))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(INSTALLED))
+        for name in [n for n in sys.modules if n == "tensorrt_llm" or n.startswith("tensorrt_llm.")]:
+            del sys.modules[name]
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

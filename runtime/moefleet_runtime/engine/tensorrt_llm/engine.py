@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from moefleet_runtime.engine.base import (
@@ -46,8 +46,10 @@ SHUTDOWN_WAIT_S: Final = 6.0
 class TensorRTLLMEngine:
     """Methods with an underscore run in the loop's thread unless they say otherwise."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, *, connect: Callable[[Prepared], Connected] = connect) -> None:
+        """`connect`: for a spy in between."""
         self._prepared = prepared
+        self._connect = connect
         self._settings = prepared.settings
         self._ranks = prepared.ranks
         # Under `_changed`: every request that has not had its last delta.
@@ -73,7 +75,7 @@ class TensorRTLLMEngine:
             raise StartFailed("EngineUnavailable", "the engine was started already")
         self._sink = sink
         # Minutes; without a time-out of its own, the fleet's start budget bounds it.
-        self._api: Connected = connect(self._prepared)
+        self._api: Connected = self._connect(self._prepared)
         self._workers.remember()
         self._info = info = self._api.info
         self._progress_at_s = time.monotonic()
@@ -161,7 +163,7 @@ class TensorRTLLMEngine:
         closing = threading.Thread(target=self._shut_down, name="trtllm-shutdown", daemon=True)
         closing.start()
         closing.join(SHUTDOWN_WAIT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._close)
 
     # -- any thread
 
@@ -261,6 +263,12 @@ class TensorRTLLMEngine:
     def _cancel_left(self) -> None:
         for answer in list(self._live.values()):
             self._end(answer, Finish.CANCELLED)
+
+    def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        # After they have heard of it.
+        self._loop.call_soon(self._loop.stop)
 
     async def _read(self, answer: Answer) -> None:
         result = answer.result
