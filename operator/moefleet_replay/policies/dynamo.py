@@ -16,7 +16,7 @@ Limits are the objective's (upstream ships 500 ms and 50 ms); the tuned knob tak
 target, since the planner has no other headroom.
 Deviations: the step time is the true calibration with its own term per sequence where upstream regresses on prompt tokens and KV
 (it knows more than upstream, never less); the batch is found by bisection, which is the sweep's answer because both latencies
-grow with the batch; cancelling starts needs no run of equal signals; no GPU or power budget besides the fleet's maximum;
+grow with the batch; no GPU or power budget besides the fleet's maximum;
 predictors arima and prophet are stand-ins (predictors.py). `predictor`: 0 constant, 1 arima (default), 2 kalman, 3 prophet.
 """
 
@@ -140,9 +140,22 @@ def capped(desired: int, current: int, max_change: int) -> int:
     return min(max(desired, 0, current - max_change), current + max_change)
 
 
+class Sustained:
+    """Starts are cancelled only by a second equal signal with the same replicas ready and starting."""
+
+    def __init__(self) -> None:
+        self._counts: tuple[int, int] | None = None
+
+    def confirms(self, o: Observation, reduces: bool) -> bool:
+        counts = (o.ready, len(o.pending_ages_s))
+        before, self._counts = self._counts, counts if reduces else None
+        return reduces and before == counts
+
+
 class DynamoThroughput:
     def __init__(self, knobs: Mapping[str, float]) -> None:
         self._throughput, self._interval_s = Throughput(knobs), knobs["interval_s"]
+        self._sustained = Sustained()
 
     @property
     def interval_s(self) -> float:
@@ -153,7 +166,8 @@ class DynamoThroughput:
         desired = self._throughput.desired(o)
         if desired is None:
             return Wanted(o.target, "not ready to size: hold")
-        if o.pending_ages_s and desired > o.ready:
+        reduces = bool(o.pending_ages_s) and desired <= o.ready
+        if o.pending_ages_s and not self._sustained.confirms(o, reduces):
             return Wanted(o.target, f"{desired} wanted, but replicas are starting")
         return Wanted(desired, f"forecast asks for {desired}")
 
@@ -249,6 +263,7 @@ class DynamoLoad:
         self._throughput_every_s = knobs.get("interval_s", 0.0)
         self._throughput_at_s = 0.0
         self._floor = 1
+        self._sustained = Sustained()
 
     @property
     def interval_s(self) -> float:
@@ -262,13 +277,12 @@ class DynamoLoad:
         if o.draining:
             return Wanted(o.target, "a replica drains: observing only")
         wish, cancel = self._load.desired(o)
-        if o.pending_ages_s and wish > o.ready:
-            return Wanted(o.target, "load asks for more, but replicas are starting")
         wanted = max(wish, self._floor)
         if o.pending_ages_s:
             # Only a reduction touches starts: to the ready ones or below, and never as the echo of a wish to grow.
             reduces = wanted < o.ready or (wanted == o.ready and cancel)
-            return Wanted(wanted, "starts are no longer needed") if reduces else Wanted(o.target, "starting")
+            confirmed = self._sustained.confirms(o, reduces)
+            return Wanted(wanted, "starts are not needed") if confirmed else Wanted(o.target, "starting")
         return Wanted(wanted, f"load asks for {wish}, floor {self._floor}")
 
 

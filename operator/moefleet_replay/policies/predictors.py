@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Final, Protocol
@@ -104,19 +105,7 @@ class Arima:
             self._values.append(value)
 
     def predict(self) -> float:
-        values = list(self._values)
-        if not values:
-            return 0.0
-        if len(values) < MIN_POINTS or min(values) == max(values):
-            return values[-1]
-        fit = _ar2(values)
-        if fit is not None and _stationary(fit):
-            return max(0.0, fit[0] + fit[1] * values[-1] + fit[2] * values[-2])
-        steps = [b - a for a, b in pairwise(values)]
-        fit = _ar2(steps) if len(steps) >= MIN_POINTS else None
-        if fit is None or not _stationary(fit):
-            return values[-1]
-        return max(0.0, values[-1] + fit[0] + fit[1] * steps[-1] + fit[2] * steps[-2])
+        return ar2_forecast(list(self._values), 1)[0]
 
 
 class Prophet:
@@ -139,6 +128,37 @@ class Prophet:
         slope = median((values[j] - values[i]) / (j - i) for i in range(n) for j in range(i + 1, n))
         level = median(v - slope * i for i, v in enumerate(values))
         return max(0.0, level + slope * n)
+
+
+def ar2_forecast(values: Sequence[float], steps: int, floor: float | None = 0.0) -> list[float]:
+    """The next `steps` values of an AR(2) with a constant, on first differences when it is not stationary.
+
+    The last value is repeated while there are too few points or all are equal; `floor` None lets it go below zero.
+    """
+    tail = list(values[-ARIMA_POINTS:])
+    if not tail:
+        return [0.0] * steps
+    last = tail[-1]
+    if len(tail) < MIN_POINTS or min(tail) == max(tail):
+        return [last] * steps
+    ahead: list[float] = []
+    fit = _ar2(tail)
+    if fit is not None and _stationary(fit):
+        one, two = tail[-1], tail[-2]
+        for _ in range(steps):
+            one, two = fit[0] + fit[1] * one + fit[2] * two, one
+            ahead.append(one)
+    else:
+        changes = [b - a for a, b in pairwise(tail)]
+        fit = _ar2(changes) if len(changes) >= MIN_POINTS else None
+        if fit is None or not _stationary(fit):
+            return [last] * steps
+        one, two = changes[-1], changes[-2]
+        for _ in range(steps):
+            one, two = fit[0] + fit[1] * one + fit[2] * two, one
+            last += one
+            ahead.append(last)
+    return ahead if floor is None else [max(floor, value) for value in ahead]
 
 
 def _ar2(values: list[float]) -> tuple[float, float, float] | None:

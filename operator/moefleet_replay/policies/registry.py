@@ -10,6 +10,7 @@ from typing import Final
 
 from moefleet_replay.policies import (
     aibrix,
+    chiron,
     dynamo,
     hpa,
     keda,
@@ -17,12 +18,29 @@ from moefleet_replay.policies import (
     oracle,
     predictive_hpa,
     ray_serve,
+    sageserve,
     static,
+    wva,
+    wva_queue,
 )
 from moefleet_replay.policy import Knob, PolicyError, PolicySpec
 
 # One module per family, in the order in which `moefleet policies` shows them.
-_FAMILIES: Final = (static, oracle, hpa, keda, knative, ray_serve, aibrix, dynamo, predictive_hpa)
+_FAMILIES: Final = (
+    static,
+    oracle,
+    hpa,
+    keda,
+    knative,
+    ray_serve,
+    aibrix,
+    dynamo,
+    wva,
+    wva_queue,
+    sageserve,
+    chiron,
+    predictive_hpa,
+)
 
 REGISTRY: Final[dict[str, PolicySpec]] = {spec.name: spec for family in _FAMILIES for spec in family.SPECS}
 
