@@ -27,10 +27,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from moefleet_perf import Capacity
-
 from moefleet_replay.observation import Observation, Signal
 from moefleet_replay.policies.signals import (
+    Configured,
     ConfiguredCapacity,
     arriving_tokens_per_s,
     concurrency,
@@ -173,9 +172,9 @@ class Metric(Protocol):
 
 
 class Share(Protocol):
-    """Of the capacity that somebody once measured, the part that this metric counts."""
+    """Of what somebody once measured, the part that this metric counts."""
 
-    def __call__(self, capacity: Capacity, /) -> float: ...
+    def __call__(self, measured: Configured, /) -> float: ...
 
 
 class FleetMetric:
@@ -195,10 +194,10 @@ class FleetMetric:
         self._configured = ConfiguredCapacity()
 
     def desired(self, o: Observation, tolerance: float) -> int | None:
-        capacity = self._configured.of(o)
-        if capacity is None or o.metrics_lost:
+        measured = self._configured.of(o)
+        if measured is None or o.metrics_lost:
             return None
-        target = self._target * self._per_replica(capacity)
+        target = self._target * self._per_replica(measured)
         total = self._total(o, self._window_s)
         pending = len(o.pending_ages_s)
         if self._external:
@@ -267,7 +266,7 @@ COMMON_KNOBS: Final = (
 def arrival_metric(target: float, window_s: float) -> FleetMetric:
     return FleetMetric(
         arriving_tokens_per_s,
-        lambda c: c.input_tokens_per_s + c.output_tokens_per_s,
+        lambda m: m.capacity.input_tokens_per_s + m.capacity.output_tokens_per_s,
         target,
         window_s,
         external=True,
@@ -277,7 +276,8 @@ def arrival_metric(target: float, window_s: float) -> FleetMetric:
 def served_metric(target: float, window_s: float) -> FleetMetric:
     return FleetMetric(
         served_tokens_per_s,
-        lambda c: c.input_tokens_per_s + c.output_tokens_per_s,
+        # Prompt tokens out of the prefix cache are not served tokens.
+        lambda m: m.capacity.requests_per_s * m.mix.prefill_tokens + m.capacity.output_tokens_per_s,
         target,
         window_s,
         external=False,
@@ -285,7 +285,7 @@ def served_metric(target: float, window_s: float) -> FleetMetric:
 
 
 def concurrency_metric(target: float, window_s: float) -> FleetMetric:
-    return FleetMetric(concurrency, lambda c: c.sequences, target, window_s, external=False)
+    return FleetMetric(concurrency, lambda m: m.capacity.sequences, target, window_s, external=False)
 
 
 def _build(metric: Callable[[float, float], Metric]) -> Callable[[Mapping[str, float]], Hpa]:

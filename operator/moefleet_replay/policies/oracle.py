@@ -45,7 +45,8 @@ class Oracle:
         for block in range(first, last + 1):
             need = self._needs.get(block)
             if need is None:
-                need = self._needs[block] = foresight.work_at(block * BLOCK_S, (block + 1) * BLOCK_S)
+                start_s, end_s = block * BLOCK_S, min((block + 1) * BLOCK_S, foresight.until_s)
+                need = self._needs[block] = foresight.work_at(start_s, end_s) if start_s < end_s else 0.0
             highest = max(highest, need)
         self._needs.pop(first - 1, None)
         return highest

@@ -78,15 +78,15 @@ class SageServe:
 
     def decide(self, observation: Observation) -> Wanted:
         o = observation
-        capacity = self._configured.of(o)
-        if capacity is None or o.metrics_lost or o.ready == 0:
+        measured = self._configured.of(o)
+        if measured is None or o.metrics_lost or o.ready == 0:
             return Wanted(o.target, "nothing measured")
         self._collect(o)
         if o.now_s - self._planned_at_s >= PLAN_EVERY_S:
             self._planned_at_s = o.now_s
             ahead = self._ahead(o)
             self._minute_forecast = ahead[0]
-            plan = planned_instances(max(ahead[AHEAD]), capacity.input_tokens_per_s)
+            plan = planned_instances(max(ahead[AHEAD]), measured.capacity.input_tokens_per_s)
             self._changes = max(1, plan) - o.target
         if o.now_s < self._busy_until_s:
             return Wanted(o.target, "an instance spins up")

@@ -6,6 +6,8 @@ seconds; nothing here sees the true length of a request that still runs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from moefleet_perf import Capacity, Mix, capacity
 
 from moefleet_replay.observation import Observation, Signal
@@ -58,21 +60,29 @@ def mean_request(o: Observation, window_s: float) -> Mix | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What one replica carries of the mean request `mix`."""
+
+    capacity: Capacity
+    mix: Mix
+
+
 class ConfiguredCapacity:
     """What a replica carries, as a person measures it once and types it into a manifest: the closed form for the mean request
     of the first hour of the run, fixed from then on. It follows the hour while the hour lasts."""
 
     def __init__(self) -> None:
-        self._capacity: Capacity | None = None
+        self._found: Configured | None = None
         self._fixed = False
 
-    def of(self, o: Observation) -> Capacity | None:
+    def of(self, o: Observation) -> Configured | None:
         """None while nothing has arrived, or when no load meets the objective."""
         if self._fixed:
-            return self._capacity
+            return self._found
         mix = mean_request(o, CONFIGURED_AFTER_S)
         if mix is not None:
             found = capacity(o.calibration, mix, SIZING_TPOT_SHARE * o.objective.tpot_s)
-            self._capacity = found if found.requests_per_s > 0 else None
+            self._found = Configured(found, mix) if found.requests_per_s > 0 else None
             self._fixed = o.now_s >= CONFIGURED_AFTER_S
-        return self._capacity
+        return self._found

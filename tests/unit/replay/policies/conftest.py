@@ -18,7 +18,7 @@ class PaperSeries:
     def values(self, signal: Signal, window_s: float) -> list[float]:
         given = self.by_signal.get(signal, 0.0)
         whole = list(given) if isinstance(given, list) else [float(given)] * self.length_s
-        return whole[-int(window_s) :]
+        return whole[-max(1, int(window_s)) :]
 
     def mean(self, signal: Signal, window_s: float) -> float:
         values = self.values(signal, window_s)
@@ -31,7 +31,7 @@ class PaperSeries:
         return float(max(self.values(signal, window_s), default=0.0))
 
     def last(self, signal: Signal) -> float:
-        return self.values(signal, 1)[-1]
+        return sum(self.values(signal, 1))
 
 
 Observe = Callable[..., Observation]
