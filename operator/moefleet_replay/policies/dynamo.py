@@ -180,8 +180,6 @@ class Load:
 
     def desired(self, o: Observation) -> tuple[int, bool]:
         """(replicas, whether a reduction may cancel starts)."""
-        if not o.replicas or o.metrics_lost:
-            return o.ready, False
         prefill, prefill_refused = self._prefill(o)
         decode, decode_refused = self._decode(o)
         n = o.ready
@@ -274,8 +272,10 @@ class DynamoLoad:
         if self._throughput and o.now_s - self._throughput_at_s >= self._throughput_every_s:
             self._throughput_at_s = o.now_s
             self._floor = self._throughput.desired(o) or self._floor
-        if o.draining:
-            return Wanted(o.target, "a replica drains: observing only")
+        if o.metrics_lost or not o.replicas:
+            return Wanted(o.target, "no engine metrics")
+        if o.draining or o.target != o.ready + len(o.pending_ages_s):
+            return Wanted(o.target, "scaling in progress: observing only")
         wish, cancel = self._load.desired(o)
         wanted = max(wish, self._floor)
         if o.pending_ages_s:
