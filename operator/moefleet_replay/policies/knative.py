@@ -12,8 +12,8 @@ Concurrency is what the queue proxies and the activator count: requests that run
 The base is *ready* replicas: those that load are not supply, so a minutes-long start keeps the ratio up and the ratchet climbs.
 Deviations: the target burst capacity only puts the activator into the path and never changes the count, so it is left out;
 activation scale and scale to zero are left out, because the replay's floor is one replica.
-KServe (v0.15, `serving.kserve.io/deploymentMode: Serverless`) passes scaleMetric and scaleTarget on as Knative annotations and
-sets no target of its own; its min-scale is 1.
+KServe (kserve/kserve at aaac4e2, pkg/controller/v1alpha1/utils/utils.go:48-80) writes scaleTarget and scaleMetric as Knative
+annotations, sets no target of its own and a min-scale of 1.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ SPECS = (
     PolicySpec(
         name="kserve",
         summary="KServe serverless: Knative KPA with scaleTarget as its target.",
-        source="kserve/kserve v0.15 InferenceService scaleTarget and scaleMetric, passed to knative/serving 98e5ef9 (see knative)",
+        source="kserve/kserve aaac4e2 pkg/controller/v1alpha1/utils/utils.go:48-80, then knative/serving 98e5ef9 (see knative)",
         knobs=_KNOBS,
         build=_build,
     ),
