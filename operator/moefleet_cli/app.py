@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from moefleet.inference.v1 import inference_pb2 as pb
-from rich.console import Console
 from rich.live import Live
 
 from . import exits
 from .convert import convert_command
+from .explain import explain_command
 from .fleets import Cluster, ClusterError, rows
 from .gateway import Address, GatewayError, generate, models
+from .options import InputError, Output, OutputOption, console
+from .plan import plan_command
+from .policies import policies_command
+from .record import record_command
+from .replay import replay_app
 from .tables import models_table, top_table
 
 # A terminal is read, not watched by the millisecond, and the operator writes numbers every 30 s.
 REFRESH_S = 2.0
 GENERATE_LIMIT_S = 900.0
-
-
-class Output(StrEnum):
-    TEXT = "text"
-    JSON = "json"
 
 
 app = typer.Typer(
@@ -49,7 +48,6 @@ TlsOption = Annotated[bool, typer.Option("--tls", help="Use TLS; the gateway its
 CaOption = Annotated[
     Path | None, typer.Option("--ca", help="With --tls: PEM file of the authority to trust.")
 ]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="json: one document for scripts.")]
 
 
 @app.command("generate")
@@ -103,7 +101,7 @@ def models_command(
         names = ("name", "fleet", "engine", "context_length", "vocabulary_size")
         print(json.dumps([{name: getattr(m, name) for name in names} for m in found]))
     else:
-        _console().print(models_table(found))
+        console().print(models_table(found))
 
 
 @app.command("top")
@@ -128,8 +126,8 @@ def top_command(
     if output is Output.JSON:
         print(json.dumps([r.to_json() for r in rows(cluster.fleets(where))]))
         return
-    console = _console()
-    if once or not console.is_terminal:
+    screen = console()
+    if once or not screen.is_terminal:
         found = rows(cluster.fleets(where))
         if not found:
             print(
@@ -137,11 +135,11 @@ def top_command(
                 file=sys.stderr,
             )
             return
-        console.print(top_table(found, namespaces=everywhere))
+        screen.print(top_table(found, namespaces=everywhere))
         return
     # Rights and names are checked before the screen is taken; later faults may pass, and are shown meanwhile.
     found = rows(cluster.fleets(where))
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=screen, screen=True, auto_refresh=False) as live:
         problem = ""
         while True:
             table = top_table(found, namespaces=everywhere)
@@ -155,13 +153,18 @@ def top_command(
 
 
 app.command("convert")(convert_command)
+app.command("explain")(explain_command)
+app.command("record")(record_command)
+app.command("policies")(policies_command)
+app.command("plan")(plan_command)
+app.add_typer(replay_app, name="replay")
 
 
 def run(arguments: list[str] | None = None, name: str = "moefleet") -> int:
     """Runs a command and returns its exit code; the only place where errors become words."""
     try:
         app(args=arguments, prog_name=name, standalone_mode=True)
-    except (GatewayError, ClusterError) as error:
+    except (GatewayError, ClusterError, InputError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return int(error.code)
     except KeyboardInterrupt:
@@ -177,12 +180,6 @@ def run(arguments: list[str] | None = None, name: str = "moefleet") -> int:
             else int(exits.Exit.OK if end.code is None else exits.Exit.FAILED)
         )
     return int(exits.Exit.OK)
-
-
-def _console() -> Console:
-    # Output that is no terminal goes to scripts and logs: a table is not folded to 80 columns there.
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def _write(text: str) -> None:

@@ -114,6 +114,7 @@ class Cluster:
                 raise ClusterError(f"no cluster to ask: {error}, and this is no pod of a cluster") from error
             self.namespace = "default"
         self._api = client.CustomObjectsApi()
+        self._core = client.CoreV1Api()
 
     def fleets(self, namespace: str | None) -> list[dict[str, Any]]:
         """None: of all namespaces. Raises ClusterError."""
@@ -133,6 +134,39 @@ class Cluster:
             raise ClusterError(f"the API server cannot be reached: {error}") from error
         items: list[dict[str, Any]] = found["items"]
         return items
+
+    def fleet(self, namespace: str, name: str) -> dict[str, Any]:
+        """Raises ClusterError."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        group, version = API_GROUP, API_VERSION.partition("/")[2]
+        try:
+            found: dict[str, Any] = self._api.get_namespaced_custom_object(
+                group, version, namespace, PLURAL, name, _request_timeout=LIST_LIMIT_S
+            )
+        except ApiException as error:
+            if error.status == 404:
+                raise ClusterError(f"namespace {namespace} has no fleet {name}") from error
+            raise ClusterError(_refusal(error.status, error.reason, namespace)) from error
+        except (HTTPError, OSError) as error:
+            raise ClusterError(f"the API server cannot be reached: {error}") from error
+        return found
+
+    def config_map(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """None: there is none, or this user may not read it. Raises ClusterError when nobody answers."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            found = self._core.read_namespaced_config_map(name, namespace, _request_timeout=LIST_LIMIT_S)
+        except ApiException as error:
+            if error.status in (401, 403, 404):
+                return None
+            raise ClusterError(f"reading ConfigMap {name}: {error.status} {error.reason}") from error
+        except (HTTPError, OSError) as error:
+            raise ClusterError(f"the API server cannot be reached: {error}") from error
+        return {"data": found.data}
 
 
 def _context_namespace(config: Any, kubeconfig: str | None, context: str | None) -> str:
