@@ -23,19 +23,25 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """T = a + b*prefill_tokens + c*sequences + d*kv_tokens, in seconds.
+    """T = a + b*prefill_tokens + c*sequences + d*kv_tokens + e*prefill_context, in seconds.
 
     a: launch and communication that every step pays. b: one prompt token. c: one sequence that decodes one token.
     d: one token of keys and values that attention reads for the sequences that decode.
+    e: one prompt token times one token of the context that it attends to; matters for prompts of ten thousands of tokens.
     """
 
     a_s: float
     b_s: float
     c_s: float
     d_s: float
+    e_s: float = 0.0
 
-    def step_time_s(self, prefill_tokens: float, sequences: float, kv_tokens: float) -> float:
-        return self.a_s + self.b_s * prefill_tokens + self.c_s * sequences + self.d_s * kv_tokens
+    def step_time_s(
+        self, prefill_tokens: float, sequences: float, kv_tokens: float, prefill_context: float = 0.0
+    ) -> float:
+        """`prefill_context`: sum over the chunks of the step of their tokens times their mean context."""
+        linear_s = self.a_s + self.b_s * prefill_tokens + self.c_s * sequences + self.d_s * kv_tokens
+        return linear_s + self.e_s * prefill_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def calibration_names() -> list[str]:
 def load_calibration(source: str | Mapping[str, Any]) -> Calibration:
     """By name from the package, or from the same fields given in place.
 
-    `{"name": ..., "step": {"aS", "bS", "cS", "dS"}, "limits": {"maxSequences", "kvMaxTokens", "maxBatchTokens"}, "provenance": ...}`;
+    `{"name": ..., "step": {"aS", "bS", "cS", "dS", optional "eS"}, "limits": {"maxSequences", "kvMaxTokens", "maxBatchTokens"}, "provenance": ...}`;
     `"base": NAME` takes what is not given from a calibration of the package.
     """
     if isinstance(source, str):
@@ -97,7 +103,7 @@ def scaled(calibration: Calibration, speed: float) -> Calibration:
     m = calibration.step
     return replace(
         calibration,
-        step=StepModel(m.a_s / speed, m.b_s / speed, m.c_s / speed, m.d_s / speed),
+        step=StepModel(m.a_s / speed, m.b_s / speed, m.c_s / speed, m.d_s / speed, m.e_s / speed),
         provenance=f"{calibration.provenance} Scaled to {speed:g} of its speed.",
     )
 
@@ -143,9 +149,11 @@ def _parse(data: Mapping[str, Any], where: str) -> Calibration:
         if not isinstance(text, str) or not text:
             raise CalibrationError(f"{where}: {field}: wanted text, found {text!r}")
     step, limits = data["step"], data["limits"]
-    _fields(step, {"aS", "bS", "cS", "dS"}, f"{where}: step")
+    _fields(step, {"aS", "bS", "cS", "dS", "eS"}, f"{where}: step", optional={"eS"})
     _fields(limits, {"maxSequences", "kvMaxTokens", "maxBatchTokens"}, f"{where}: limits")
-    model = StepModel(*(_seconds(step[f], f"{where}: step.{f}") for f in ("aS", "bS", "cS", "dS")))
+    coefficients = {"eS": 0.0, **step}
+    names = ("aS", "bS", "cS", "dS", "eS")
+    model = StepModel(*(_seconds(coefficients[f], f"{where}: step.{f}") for f in names))
     if model.a_s <= 0:
         raise CalibrationError(f"{where}: step.aS: a step takes time even when empty, found {model.a_s:g}")
     if model.b_s + model.c_s <= 0:

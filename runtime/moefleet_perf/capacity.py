@@ -85,7 +85,9 @@ def work_s(calibration: Calibration, mix: Mix) -> float:
 
 
 def prefill_work_s(calibration: Calibration, mix: Mix) -> float:
-    return calibration.step.b_s * mix.prefill_tokens
+    # Each prompt token attends to what was before it: the cached part, and half of its own part on average.
+    m, own = calibration.step, mix.prefill_tokens
+    return m.b_s * own + m.e_s * own * (mix.cached_tokens + own / 2)
 
 
 def decode_work_s(calibration: Calibration, mix: Mix) -> float:

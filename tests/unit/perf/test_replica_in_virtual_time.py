@@ -128,3 +128,56 @@ def test_every_request_gets_exactly_its_tokens_and_no_limit_is_passed(requests):
     assert got == {str(i): output for i, (_, _, output, _) in enumerate(requests)}
     assert replica.idle
     assert replica.kv_used_tokens == 0
+
+
+def test_a_long_prompt_pays_for_the_context_that_its_chunks_attend_to():
+    slow = Calibration(
+        "small", StepModel(1.0, 0.1, 0.01, 0.001, e_s=0.01), ReplicaLimits(4, 1000, 10), "Made up."
+    )
+    [plain] = simulate(small(chunk=10), [Arrival("r", 0.0, 30, 1, cached_tokens=5)])
+    [outcome] = simulate(slow, [Arrival("r", 0.0, 30, 1, cached_tokens=5)])
+    # Chunks of 10, 10 and 5 tokens after 5, 15 and 25 tokens of context, and half of their own.
+    assert outcome.ttft_s - plain.ttft_s == pytest.approx(0.01 * (10 * 10 + 10 * 20 + 5 * 27.5))
+
+
+def test_preempting_admits_more_and_the_youngest_pays():
+    calibration = small(kv=60, chunk=100)
+    arrivals = [Arrival("old", 0.0, 20, 20), Arrival("young", 0.0, 20, 15)]
+    reserved = {o.arrival.request_id: o for o in simulate(calibration, arrivals)}
+    eager = {o.arrival.request_id: o for o in simulate(calibration, arrivals, preempting=True)}
+    # 40 and 35 tokens do not fit 60 together, but the prompts do.
+    assert reserved["young"].first_token_s > reserved["old"].last_token_s
+    assert eager["young"].first_token_s == eager["old"].first_token_s < reserved["young"].first_token_s
+    # With 30 tokens each the cache is full: the younger one leaves, and goes on when the older one has ended.
+    assert eager["young"].last_token_s > eager["old"].last_token_s
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(st.floats(0, 50), st.integers(1, 40), st.integers(1, 30), st.integers(0, 20)),
+        min_size=1,
+        max_size=25,
+    ),
+    kv=st.integers(70, 200),
+)
+@settings(deadline=None, max_examples=60)
+def test_preempting_never_holds_more_than_the_cache_and_everybody_ends(arrivals, kv):
+    replica = VirtualReplica(small(sequences=6, kv=kv, chunk=16), preempting=True)
+    waiting = [Arrival(str(i), *a) for i, a in enumerate(sorted(arrivals))]
+    now_s, tokens, ended = 0.0, dict.fromkeys((a.request_id for a in waiting), 0), set()
+    lengths = {a.request_id: a.output_tokens for a in waiting}
+    while waiting or not replica.idle:
+        while waiting and waiting[0].at_s <= now_s:
+            replica.submit(waiting.pop(0))
+        step = replica.run_step(now_s)
+        if step is None:
+            now_s = waiting[0].at_s
+            continue
+        now_s = step.end_s
+        assert replica.kv_used_tokens <= kv
+        for request in step.tokens:
+            tokens[request] += 1
+        ended.update(step.finished)
+    # No token is made twice: what was preempted goes on where it was.
+    assert tokens == lengths
+    assert ended == set(lengths)
