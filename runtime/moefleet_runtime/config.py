@@ -42,6 +42,8 @@ class ModelConfig(_Model):
     name: str = Field(min_length=1, max_length=253)
     source: str = Field(default="", max_length=2048)
     context_length: int = Field(default=131072, ge=2, le=1 << 24)
+    # Folder that fetched weights are kept in, shared by all who mount it. Only for sources that are fetched.
+    cache: str = Field(default="", max_length=1024)
 
 
 class Parallelism(_Model):

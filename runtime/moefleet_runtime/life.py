@@ -1,6 +1,6 @@
 """The life of a replica: which state it is in, and why. Pure: events in, a new Life out.
 
-    Starting -> Loading -> Warming (a canary prompt gives real tokens) -> Serving <-> Draining -> Drained; Failed from anywhere.
+    Starting [-> Fetching] -> Loading -> Warming (a canary prompt gives real tokens) -> Serving <-> Draining -> Drained; Failed from anywhere.
 
 Draining is not a phase but an intent laid over the phase, so that Resume gives back whatever was underneath: a replica
 that was told to drain while it loaded goes on loading. The state is derived from phase, intent and streams; it is not stored.
@@ -25,6 +25,7 @@ class State(IntEnum):
     DRAINING = 5
     DRAINED = 6
     FAILED = 7
+    FETCHING = 8
 
 
 class Phase(IntEnum):
@@ -32,6 +33,14 @@ class Phase(IntEnum):
     LOADING = 2
     WARMING = 3
     SERVING = 4
+    FETCHING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """The weights come over the network; again with each new word about how far they are."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ class StreamsChanged:
 
 
 Event = (
-    HostUp
+    Fetching
+    | HostUp
     | EngineStarted
     | CanaryPassed
     | CanaryFailed
@@ -154,8 +164,12 @@ def advance(life: Life, event: Event, now_s: float) -> Life:
     if life.failure and not isinstance(event, StreamsChanged):
         return life
     match event:
+        case Fetching(message):
+            if life.phase not in (Phase.STARTING, Phase.FETCHING):
+                return life
+            return replace(life, phase=Phase.FETCHING, message=message)
         case HostUp():
-            if life.phase is not Phase.STARTING:
+            if life.phase not in (Phase.STARTING, Phase.FETCHING):
                 return life
             return replace(life, phase=Phase.LOADING, message="the engine loads")
         case EngineStarted():

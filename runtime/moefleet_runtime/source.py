@@ -1,49 +1,64 @@
-"""From `model.source` to a folder on this machine.
+"""From `model.source` to a folder on this machine, or to what has to be fetched into one.
 
-`file:///path` is a folder in the image or a mount; `pvc://CLAIM/path` is the claim that the pod mounts at
-PVC_ROOT/CLAIM. Other schemes need a download, which this release does not have: they end the start with a reason.
+`file:///path` is a folder in the image or a mount; `pvc://CLAIM/path` and `oci://IMAGE` are mounted by the pod; hf, s3, gs
+and https are fetched (`fetching`). The forms themselves are moefleet_weights'.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import assert_never
+
+from moefleet_weights.failing import WeightsError
+from moefleet_weights.source import (
+    CLAIMS_FOLDER,
+    IMAGE_FOLDER,
+    BucketSource,
+    FileSource,
+    HubSource,
+    OciSource,
+    PvcSource,
+    Remote,
+    WebSource,
+    parse_source,
+)
 
 from moefleet_runtime.ending import FatalError
 
 # Where a pod mounts the claims of pvc:// sources, one folder a claim.
-PVC_ROOT = Path("/var/lib/moefleet/claims")
+PVC_ROOT = Path(CLAIMS_FOLDER)
+OCI_ROOT = Path(IMAGE_FOLDER)
 
 
-def resolve_source(source: str, *, pvc_root: Path = PVC_ROOT) -> Path:
-    """The folder; raises FatalError(ModelSourceMissing or ModelSourceUnsupported)."""
-    folder = locate_source(source, pvc_root=pvc_root)
-    if not folder.is_dir():
+def resolve_source(source: str, *, pvc_root: Path = PVC_ROOT, oci_root: Path = OCI_ROOT) -> Path | Remote:
+    """A folder that is there, or what is to be fetched. Raises FatalError(ModelSourceMissing or ModelSourceInvalid)."""
+    found = locate_source(source, pvc_root=pvc_root, oci_root=oci_root)
+    if isinstance(found, Path) and not found.is_dir():
         raise FatalError(
-            "ModelSourceMissing", f"model.source {source!r}: {folder} is not a folder in this container"
+            "ModelSourceMissing", f"model.source {source!r}: {found} is not a folder in this container"
         )
-    return folder
+    return found
 
 
-def locate_source(source: str, *, pvc_root: Path = PVC_ROOT) -> Path:
+def locate_source(source: str, *, pvc_root: Path = PVC_ROOT, oci_root: Path = OCI_ROOT) -> Path | Remote:
     """Where the folder must be, whether it is there or not."""
     if not source:
         raise FatalError("ModelSourceMissing", "model.source is empty: this engine needs a checkpoint folder")
-    parts = urlsplit(source)
-    path = unquote(parts.path)
-    match parts.scheme:
-        case "file" if not parts.netloc and path.startswith("/"):
+    if source.startswith("/"):
+        # By hand.
+        return Path(source)
+    try:
+        parsed = parse_source(source)
+    except WeightsError as error:
+        raise FatalError(error.reason, error.message) from error
+    match parsed:
+        case FileSource(path):
             return Path(path)
-        case "file":
-            raise FatalError(
-                "ModelSourceMissing", f"model.source {source!r}: wanted file:///absolute/path (three slashes)"
-            )
-        case "pvc" if parts.netloc and ".." not in Path(path).parts:
-            return pvc_root / parts.netloc / path.lstrip("/")
-        case "":
-            return Path(source)
-        case scheme:
-            raise FatalError(
-                "ModelSourceUnsupported",
-                f"model.source {source!r}: this runtime reads file:///path and pvc://claim/path, not {scheme}://",
-            )
+        case PvcSource(claim, path):
+            return pvc_root / claim / path
+        case OciSource():
+            return oci_root
+        case HubSource() | BucketSource() | WebSource():
+            return parsed
+        case _:
+            assert_never(parsed)

@@ -70,6 +70,13 @@ MODEL_LOADED: Final = "ModelLoaded"
 MODEL_LOADING: Final = "ModelLoading"
 MODEL_UNKNOWN: Final = "ModelUnknown"
 MODEL_SOURCE_MISSING: Final = "ModelSourceMissing"
+MODEL_SOURCE_FORBIDDEN: Final = "ModelSourceForbidden"
+MODEL_SOURCE_UNREACHABLE: Final = "ModelSourceUnreachable"
+MODEL_MISMATCH: Final = "ModelMismatch"
+MODEL_CHECKSUM_MISMATCH: Final = "ModelChecksumMismatch"
+MODEL_CACHE_FULL: Final = "ModelCacheFull"
+MODEL_CACHE_UNUSABLE: Final = "ModelCacheUnusable"
+MODEL_FETCH_FAILED: Final = "ModelFetchFailed"
 MODEL_UNREADABLE: Final = "ModelUnreadable"
 MODEL_UNSUPPORTED: Final = "ModelUnsupported"
 OUT_OF_MEMORY: Final = "OutOfMemory"
@@ -161,6 +168,13 @@ REASONS: Final[dict[str, str]] = {
     MODEL_LOADING: "Replicas load the model.",
     MODEL_UNKNOWN: "No replica has tried to load the model yet.",
     MODEL_SOURCE_MISSING: "There is nothing at model.source.",
+    MODEL_SOURCE_FORBIDDEN: "The server of model.source refuses; check the Secret of model.credentials.",
+    MODEL_SOURCE_UNREACHABLE: "The server of model.source cannot be reached or goes on failing; the fetch is tried again and goes on where it was.",
+    MODEL_MISMATCH: "What model.source holds is not what the spec describes; the message says in what.",
+    MODEL_CHECKSUM_MISMATCH: "What came from model.source has another checksum than the source promises, several times in a row.",
+    MODEL_CACHE_FULL: "The volume of model.cache has no room for the weights, and nothing on it can be removed; the message has the numbers.",
+    MODEL_CACHE_UNUSABLE: "The volume of model.cache cannot be written; give its folder to user 65532.",
+    MODEL_FETCH_FAILED: "The process that fetches the weights ended without a word; the message says how.",
     MODEL_UNREADABLE: "The checkpoint at model.source cannot be read; the message names the file.",
     MODEL_UNSUPPORTED: "The engine does not know this model's architecture.",
     OUT_OF_MEMORY: "The model with its cache does not fit the memory of one replica, or the container was killed at its limit.",

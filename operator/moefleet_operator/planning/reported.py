@@ -8,7 +8,7 @@ from typing import Literal
 
 # ReplicaState of replica.proto without its prefix.
 ReplicaState = Literal[
-    "UNSPECIFIED", "STARTING", "LOADING", "WARMING", "SERVING", "DRAINING", "DRAINED", "FAILED"
+    "UNSPECIFIED", "STARTING", "FETCHING", "LOADING", "WARMING", "SERVING", "DRAINING", "DRAINED", "FAILED"
 ]
 
 

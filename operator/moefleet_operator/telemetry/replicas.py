@@ -31,6 +31,7 @@ _STATES: dict[int, ReplicaState] = {
     replica_pb2.REPLICA_STATE_DRAINING: "DRAINING",
     replica_pb2.REPLICA_STATE_DRAINED: "DRAINED",
     replica_pb2.REPLICA_STATE_FAILED: "FAILED",
+    replica_pb2.REPLICA_STATE_FETCHING: "FETCHING",
 }
 
 

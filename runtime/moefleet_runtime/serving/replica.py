@@ -13,9 +13,11 @@ from typing import Final
 
 import structlog
 from moefleet.replica.v1 import replica_pb2 as pb
+from moefleet_weights.source import Remote
 
 from moefleet_runtime.ending import Exit, Failure, FatalError
 from moefleet_runtime.engine.base import EngineInfo, EngineRequest, EngineSettings, Finish
+from moefleet_runtime.fetching import Fetched, FetchProgress, fetch_weights
 from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.life import (
     CanaryFailed,
@@ -23,6 +25,7 @@ from moefleet_runtime.life import (
     EngineStarted,
     Event,
     Failed,
+    Fetching,
     HostUp,
     Life,
     Phase,
@@ -74,7 +77,14 @@ class Replica:
         self._changes = Changes()
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._model_path = _model_path(settings)
+        found = _model_path(settings)
+        # One of them: weights that are here, or what is to be fetched first.
+        self._model_path = found if isinstance(found, Path) else None
+        self._remote = None if isinstance(found, Path) else found
+        self._progress = FetchProgress(0, 0, "")
+        self._fetch_s = 0.0
+        # Holds its snapshot while the process lives.
+        self._fetched: Fetched | None = None
         self.client = EngineClient(self, stall_s=config.limits.stall_s)
         self._served = Served(
             names=config.model_names,
@@ -118,9 +128,11 @@ class Replica:
         # One thread: tokenising is for the processor that streams need too.
         tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
         try:
-            # Before anything else has threads or descriptors that the host process could inherit.
-            await self.client.start(config.engine.type, _engine_settings(self._settings, self._model_path))
-            self.apply(HostUp())
+            if self._remote is None:
+                # Before anything else has threads or descriptors that the host process could inherit.
+                await self._start_engine()
+            else:
+                self.apply(Fetching("the weights are asked for"))
             await listeners.open(
                 config,
                 inference=InferenceService(self._served, self._admission, self._generation, tokenizing),
@@ -139,8 +151,12 @@ class Replica:
             if not config.control.token_sha256:
                 log.warning("control port unchecked", reason="control.tokenSha256 is empty")
             checking = asyncio.create_task(self._check())
+            fetching = asyncio.create_task(self._fetch(self._remote)) if self._remote is not None else None
             await self._over.wait()
             checking.cancel()
+            if fetching is not None:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
             return await self._end(listeners)
         except FatalError as error:
             return error.failure.exit, error.failure
@@ -148,6 +164,41 @@ class Replica:
             await self.client.stop()
             await listeners.close(0)
             tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    async def _start_engine(self) -> None:
+        await self.client.start(self._config.engine.type, _engine_settings(self._settings, self._model_path))
+        self.apply(HostUp())
+
+    async def _fetch(self, source: Remote) -> None:
+        """Probes and watchers are answered meanwhile; the engine starts when the weights are here."""
+        try:
+            self._fetched = await fetch_weights(
+                str(source),
+                self._config.model.cache,
+                # The Torch engine computes in its precision whatever the checkpoint has.
+                precision=self._config.engine.precision if self._config.engine.type != "Torch" else "Auto",
+                tell=self._show_fetch,
+            )
+            self._model_path = self._fetched.folder
+            self._fetch_s = time.monotonic() - self._life.born_s
+            log.info(
+                "weights here",
+                source=str(source),
+                origin=self._fetched.origin,
+                folder=str(self._fetched.folder),
+                seconds=round(self._fetch_s, 3),
+            )
+            await self._start_engine()
+        except FatalError as error:
+            log.error("fetch failed", reason=error.failure.reason, message=error.failure.message)
+            self.apply(Failed(error.failure))
+        except Exception as error:
+            # Nobody waits for this task while it runs: whatever goes wrong has to end the process with a sentence.
+            self.apply(Failed(Failure("FetchFailed", f"{source}: {type(error).__name__}: {error}")))
+
+    def _show_fetch(self, progress: FetchProgress) -> None:
+        self._progress = progress
+        self.apply(Fetching(f"fetches {self._remote}: {progress.text}"))
 
     def apply(self, event: Event) -> None:
         """The one place where the replica's life changes."""
@@ -210,6 +261,9 @@ class Replica:
             refused_total=admission.refused_total,
             cut_total=admission.cut_total,
             start_s=life.start_s,
+            fetched_bytes=self._progress.done_bytes,
+            fetch_bytes=self._progress.total_bytes,
+            fetch_s=self._fetch_s,
         )
 
     # -- what the engine client reports
@@ -309,14 +363,14 @@ class Replica:
         return (Exit.STREAMS_CUT if cut else Exit.DRAINED), None
 
 
-def _model_path(settings: Settings) -> Path | None:
+def _model_path(settings: Settings) -> Path | Remote | None:
     config = settings.config
     if NEEDS_CHECKPOINT[config.engine.type]:
         return resolve_source(config.model.source)
     # Stands in for a checkpoint: uses its tokenizer when the folder is here, and does without when it is not.
     with contextlib.suppress(FatalError):
         folder = locate_source(config.model.source)
-        if folder.is_dir():
+        if isinstance(folder, Path) and folder.is_dir():
             return folder
     if config.model.source:
         log.info("no checkpoint folder", source=config.model.source, tokenizer="built in")

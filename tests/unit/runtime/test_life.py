@@ -10,6 +10,7 @@ from moefleet_runtime.life import (
     EngineStarted,
     Event,
     Failed,
+    Fetching,
     HostUp,
     Life,
     ResumeWanted,
@@ -26,6 +27,21 @@ DRAIN = DrainWanted("ScaleDown")
 
 TABLE: list[tuple[str, tuple[Event, ...], State]] = [
     ("born", (), State.STARTING),
+    ("weights come over the network", (Fetching("0 %"),), State.FETCHING),
+    ("and come", (Fetching("0 %"), Fetching("50 %")), State.FETCHING),
+    ("and are here", (Fetching("0 %"), HostUp()), State.LOADING),
+    (
+        "a late word of the fetch changes nothing",
+        (Fetching("0 %"), HostUp(), Fetching("100 %")),
+        State.LOADING,
+    ),
+    ("drain while fetching", (Fetching("0 %"), DRAIN), State.DRAINED),
+    (
+        "and fetching goes on under it",
+        (Fetching("0 %"), DRAIN, Fetching("9 %"), ResumeWanted()),
+        State.FETCHING,
+    ),
+    ("death while fetching", (Fetching("0 %"), DIED), State.FAILED),
     ("the host makes the engine", (HostUp(),), State.LOADING),
     ("the canary runs", (HostUp(), EngineStarted()), State.WARMING),
     ("the canary passed", SERVING, State.SERVING),
@@ -99,6 +115,7 @@ def test_it_is_over_when_told_to_stop_and_empty_or_when_it_failed() -> None:
 EVENTS = st.one_of(
     st.sampled_from(
         [
+            Fetching("50 %"),
             HostUp(),
             EngineStarted(),
             CanaryPassed(),

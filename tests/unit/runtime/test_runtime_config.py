@@ -13,6 +13,7 @@ from moefleet_runtime.ending import Exit, Failure, FatalError, write_termination
 from moefleet_runtime.engine.arguments import SimulatedArguments, TorchArguments
 from moefleet_runtime.settings import read_settings
 from moefleet_runtime.source import locate_source, resolve_source
+from moefleet_weights.source import HubSource
 
 ROOT = Path(__file__).parents[3]
 # As the operator renders it (decision 0001).
@@ -173,16 +174,17 @@ def test_sources_are_folders_or_say_what_is_wrong(tmp_path: Path) -> None:
     assert locate_source("file:///a%20b/c") == Path("/a b/c")
     assert locate_source("pvc://claim/models/tiny", pvc_root=tmp_path) == tmp_path / "claim/models/tiny"
     for source, reason in (
-        ("file://host/path", "ModelSourceMissing"),
+        ("file://host/path", "ModelSourceInvalid"),
         ("", "ModelSourceMissing"),
-        ("pvc://claim/../../etc", "ModelSourceUnsupported"),
-        ("hf://org/name@rev", "ModelSourceUnsupported"),
-        ("s3://bucket/key", "ModelSourceUnsupported"),
+        ("pvc://claim/../../etc", "ModelSourceInvalid"),
+        ("ftp://host/path", "ModelSourceInvalid"),
     ):
         with pytest.raises(FatalError) as caught:
             locate_source(source)
         assert caught.value.failure.reason == reason, source
-        assert caught.value.failure.exit is Exit.MODEL_SOURCE
+        assert caught.value.failure.exit in (Exit.MODEL_SOURCE, Exit.CONFIGURATION)
+    assert locate_source("hf://org/name@rev") == HubSource("org/name", "rev")
+    assert locate_source("oci://registry/image:1", oci_root=tmp_path) == tmp_path
     with pytest.raises(FatalError, match="is not a folder"):
         resolve_source((tmp_path / "none").as_uri())
 

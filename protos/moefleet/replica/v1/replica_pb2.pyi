@@ -16,6 +16,7 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
     REPLICA_STATE_DRAINED: _ClassVar[ReplicaState]
     REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+    REPLICA_STATE_FETCHING: _ClassVar[ReplicaState]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_STARTING: ReplicaState
 REPLICA_STATE_LOADING: ReplicaState
@@ -24,6 +25,7 @@ REPLICA_STATE_SERVING: ReplicaState
 REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_DRAINED: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
+REPLICA_STATE_FETCHING: ReplicaState
 
 class StepSums(_message.Message):
     __slots__ = ("count", "time_s", "prefill_tokens", "sequences", "kv_tokens", "time_s_prefill", "time_s_sequences", "time_s_kv", "prefill_prefill", "prefill_sequences", "prefill_kv", "sequences_sequences", "sequences_kv", "kv_kv")
@@ -58,7 +60,7 @@ class StepSums(_message.Message):
     def __init__(self, count: _Optional[int] = ..., time_s: _Optional[float] = ..., prefill_tokens: _Optional[float] = ..., sequences: _Optional[float] = ..., kv_tokens: _Optional[float] = ..., time_s_prefill: _Optional[float] = ..., time_s_sequences: _Optional[float] = ..., time_s_kv: _Optional[float] = ..., prefill_prefill: _Optional[float] = ..., prefill_sequences: _Optional[float] = ..., prefill_kv: _Optional[float] = ..., sequences_sequences: _Optional[float] = ..., sequences_kv: _Optional[float] = ..., kv_kv: _Optional[float] = ...) -> None: ...
 
 class LoadSample(_message.Message):
-    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s")
+    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s", "fetched_bytes", "fetch_bytes", "fetch_s")
     POD_UID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +81,9 @@ class LoadSample(_message.Message):
     REFUSED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     CUT_TOTAL_FIELD_NUMBER: _ClassVar[int]
     START_S_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_S_FIELD_NUMBER: _ClassVar[int]
     pod_uid: str
     incarnation: str
     seq: int
@@ -99,7 +104,10 @@ class LoadSample(_message.Message):
     refused_total: int
     cut_total: int
     start_s: float
-    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ...) -> None: ...
+    fetched_bytes: int
+    fetch_bytes: int
+    fetch_s: float
+    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., fetch_s: _Optional[float] = ...) -> None: ...
 
 class WatchLoadRequest(_message.Message):
     __slots__ = ("interval_ms",)
