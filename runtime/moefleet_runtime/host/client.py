@@ -160,6 +160,7 @@ class EngineClient:
         busy = bool(self._streams) or self.load.active + self.load.queued > 0
         silent_s = now_s - self._heard_at_s
         if silent_s > self._stall_s:
+            self._ask_where_it_hangs()
             self._fail(
                 Failure(
                     "EngineHung",

@@ -40,7 +40,7 @@ class Answer:
 
     def missing_stop(self, output: Any) -> tuple[int, ...]:
         """The token that stopped the answer, where the engine kept it for itself: it was generated, and is delivered."""
-        if output.finish_reason != "stop" or self.last_token in self.stops.all:
+        if output.finish_reason != "stop" or not self.delivered or self.last_token in self.stops.all:
             return ()
         reason = output.stop_reason
         token = reason if isinstance(reason, int) else self.stops.end_id

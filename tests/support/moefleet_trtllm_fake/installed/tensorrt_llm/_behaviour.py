@@ -41,6 +41,8 @@ class Behaviour:
     unexplained_ends: tuple[int, ...] = ()
     # Requests that the engine refuses only when they are read (snapshot: RequestError in await / async iteration).
     late_refusals: tuple[int, ...] = ()
+    # A prompt with this token is refused with ValueError by the call itself (notes 9, "bad request"). -1: none.
+    refuses_token: int = -1
     # abort() has no effect: a cancel on a rank other than 0 may be lost (notes 3, attention DP).
     loses_aborts: bool = False
 

@@ -106,6 +106,8 @@ class LLM:
             raise TypeError("cache_salt must be a string")
         if sampling_params.end_id is None:
             raise ValueError("tokenizer is required, or end_id has to be given (notes 7)")
+        if self._how.refuses_token in inputs:
+            raise ValueError("the parameters of this request are not supported")
         # The object is the engine's from here on (snapshot, SamplingParams rules).
         sampling_params.pad_id = (
             sampling_params.end_id if sampling_params.pad_id is None else sampling_params.pad_id
