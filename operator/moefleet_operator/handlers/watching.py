@@ -22,6 +22,7 @@ from moefleet_operator.kube.reads import slim
 from moefleet_operator.kube.resources import key_of
 
 from .scope import CLUSTER, Watch
+from .shortcut import ForwardingRegistry, install
 from .unstored import NoDiffBase, NoProgress
 
 # The server ends each watch after this long, so that a connection that died quietly is replaced.
@@ -154,7 +155,8 @@ def _where(group: Sequence[Watch]) -> tuple[str, ...]:
 
 
 def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.OperatorRegistry:
-    registry = kopf.OperatorRegistry()
+    registry = ForwardingRegistry()
+    install()
 
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         found = await login()
@@ -172,6 +174,10 @@ def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.Operat
     kopf.on.login(registry=registry, id="login")(log_in)
     for watch in watches:
         resource = watch.resource
+        registry.forwards.setdefault((resource.group, resource.version, resource.plural), []).append(
+            _forward(watch, emit)
+        )
+        # Also where events take the short way: this is what makes kopf watch the kind.
         kopf.on.event(
             resource.group, resource.version, resource.plural, registry=registry, id=f"watch-{watch.kind}"
         )(_handler(watch, emit))
@@ -179,7 +185,16 @@ def _registry(watches: Sequence[Watch], login: Login, emit: Emit) -> kopf.Operat
 
 
 def _handler(watch: Watch, emit: Emit) -> Callable[..., Awaitable[None]]:
+    forward = _forward(watch, emit)
+
     async def handle(event: Any, **_: Any) -> None:
+        forward(event)
+
+    return handle
+
+
+def _forward(watch: Watch, emit: Emit) -> Callable[[Any], None]:
+    def forward(event: Any) -> None:
         raw = event["object"]
         if event["type"] == "DELETED":
             uid = str(raw["metadata"].get("uid") or "")
@@ -187,7 +202,7 @@ def _handler(watch: Watch, emit: Emit) -> Callable[..., Awaitable[None]]:
         else:
             emit(ObjectChanged(watch.kind, key_of(raw), slim(dict(raw))))
 
-    return handle
+    return forward
 
 
 def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
