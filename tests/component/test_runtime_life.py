@@ -324,10 +324,10 @@ async def test_before_it_serves_it_refuses_and_sigterm_ends_it_at_once(tmp_path:
             "/nowhere/model",
         ),
         (
-            {"engine": "Torch", "model": {"source": "hf://org/name"}},
-            "ModelSourceUnsupported",
-            Exit.MODEL_SOURCE,
-            "hf://",
+            {"engine": "Torch", "model": {"source": "ftp://org/name"}},
+            "ModelSourceInvalid",
+            Exit.CONFIGURATION,
+            "one of hf, s3",
         ),
         (
             {"engine": "TensorRTLLM", "model": {"source": "file:///tmp"}},

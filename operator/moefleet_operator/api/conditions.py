@@ -68,6 +68,7 @@ NOT_STALLED: Final = "NotStalled"
 # ModelReady
 MODEL_LOADED: Final = "ModelLoaded"
 MODEL_LOADING: Final = "ModelLoading"
+MODEL_FETCHING: Final = "ModelFetching"
 MODEL_UNKNOWN: Final = "ModelUnknown"
 MODEL_SOURCE_MISSING: Final = "ModelSourceMissing"
 MODEL_SOURCE_FORBIDDEN: Final = "ModelSourceForbidden"
@@ -166,6 +167,7 @@ REASONS: Final[dict[str, str]] = {
     NOT_STALLED: "Nothing from outside is needed.",
     MODEL_LOADED: "A replica has loaded the model and given real tokens.",
     MODEL_LOADING: "Replicas load the model.",
+    MODEL_FETCHING: "A replica fetches the weights over the network; the message says how far it is.",
     MODEL_UNKNOWN: "No replica has tried to load the model yet.",
     MODEL_SOURCE_MISSING: "There is nothing at model.source.",
     MODEL_SOURCE_FORBIDDEN: "The server of model.source refuses; check the Secret of model.credentials.",

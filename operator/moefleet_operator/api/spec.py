@@ -16,7 +16,7 @@ from .base import (
     free_object,
     rules,
 )
-from .pod_template import PodTemplate
+from .pod_template import LocalObjectReference, PodTemplate
 
 # 1000 replicas are 8000 GPUs: more than any known fleet of one model.
 REPLICAS_MAX = 1000
@@ -25,16 +25,34 @@ GPUS_MAX = 16
 CONTEXT_LENGTH_MAX = 1 << 20
 
 
+class ModelCache(ApiModel):
+    """Where weights that come over the network are kept."""
+
+    volume: Annotated[
+        dict[str, Any],
+        WithJsonSchema(free_object("As in core/v1 Volume, without its name.", maxProperties=1)),
+    ]
+    """A volume as in core/v1 Volume, without its name: a hostPath or a local claim is fetched to once a node, a shared claim
+    once for all. The user 65532 must be able to write it. Snapshots that nobody serves from make room for new ones."""
+
+
 class ModelSpec(ApiModel):
     """The model that all replicas serve."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$", max_length=128)]
     """What requests ask for. Unique at one gateway: the oldest fleet has it; `namespace/name` always works."""
-    source: Annotated[str, Field(pattern=r"^(hf|s3|pvc|oci|file)://[^\s]+$", max_length=512)]
-    """Where the weights are: hf://org/name@revision, s3://bucket/path, pvc://claim/path, oci://image or, for a folder inside
-    the image, file:///path."""
+    source: Annotated[str, Field(pattern=r"^(hf|s3|gs|https|pvc|oci|file)://[^\s]+$", max_length=512)]
+    """Where the weights are: hf://org/name@revision, s3://bucket/path, gs://bucket/path, https://host/folder,
+    pvc://claim/path, oci://image or, for a folder inside the image, file:///path. Give hf:// a commit as revision: a branch
+    may be another model for each replica that starts."""
     context_length: Annotated[int, Field(ge=1, le=CONTEXT_LENGTH_MAX)] = 131072
     """Tokens of prompt and answer together, at most. A checkpoint that has less wins."""
+    cache: ModelCache | None = None
+    """For hf, s3, gs and https. Absent: each pod fetches for itself, into an emptyDir."""
+    credentials: LocalObjectReference | None = None
+    """A Secret whose keys become environment variables of the replica: HF_TOKEN, AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT_KEY, or MOEFLEET_WEIGHTS_AUTHORIZATION (the Authorization header for
+    https). Addresses of mirrors are no secrets: HF_ENDPOINT and AWS_ENDPOINT_URL belong into podTemplate.env."""
 
 
 class Parallelism(ApiModel):

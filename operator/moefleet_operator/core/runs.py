@@ -84,7 +84,7 @@ _ALARMS: Mapping[str, str] = {
     reasons.ROLLOUT_HELD: "True",
     reasons.MODEL_READY: "False",
 }
-_NO_ALARM = frozenset({reasons.MODEL_LOADING})
+_NO_ALARM = frozenset({reasons.MODEL_LOADING, reasons.MODEL_FETCHING})
 
 
 def notices_of_status(before: Json, after: Json) -> list[Notice]:

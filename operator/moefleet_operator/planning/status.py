@@ -253,10 +253,11 @@ class _Facts:
         loading = next((r for r in self.live if r.pod.container and r.pod.container.state == "running"), None)
         if loading is not None:
             said = loading.load.message if loading.load is not None else ""
+            fetches = loading.load is not None and loading.load.state == "FETCHING"
             return Verdict(
                 reasons.MODEL_READY,
                 "False",
-                reasons.MODEL_LOADING,
+                reasons.MODEL_FETCHING if fetches else reasons.MODEL_LOADING,
                 f"{loading.name}: {said or 'the engine starts'}",
             )
         return Verdict(

@@ -14,7 +14,7 @@ from moefleet_operator.api import API_VERSION, KIND, MoEFleet, MoEFleetSpec, par
 from .engine_args import unknown_args
 from .problem import Problem
 from .revision import revision
-from .source import CLAIMS_FOLDER, Source, parse_source
+from .source import CACHE_FOLDER, Mount, mount_for
 
 Json = dict[str, Any]
 
@@ -28,6 +28,9 @@ PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 # How long a replica may take to its first served token before the kubelet starts it again, by engine: the weights of
 # 236 billion parameters from a slow disk take half an hour, a tiny checkpoint on a busy CPU minutes.
+# Besides it, weights that come over the network: 236 GB in four hours are 16 MB/s. A start that is killed goes on where
+# it was, and a fetch that stands still ends by itself.
+FETCH_BUDGET_S = 4 * 3600
 START_BUDGET_S: Mapping[str, int] = {"TensorRTLLM": 3600, "Torch": 1200, "Simulated": 600}
 # What the container asks for when the user says nothing. No limits but the GPUs: a throttled server cuts throughput.
 REQUESTS: Mapping[str, Mapping[str, str]] = {
@@ -61,9 +64,9 @@ def render_pod(fleet: MoEFleet, *, gateway: bool, token_sha256: str) -> Rendered
     problem = unknown_args(spec.engine)
     if problem is not None:
         return problem
-    source = parse_source(spec.model.source)
-    if isinstance(source, Problem):
-        return source
+    mount = mount_for(spec)
+    if isinstance(mount, Problem):
+        return mount
     rev = revision(spec)
     template = spec.replica.pod_template
     labels = names.replica_labels(fleet.metadata.name, rev, 0)
@@ -78,7 +81,7 @@ def render_pod(fleet: MoEFleet, *, gateway: bool, token_sha256: str) -> Rendered
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": _pod_spec(fleet, source, gateway, token_sha256),
+        "spec": _pod_spec(fleet, mount, gateway, token_sha256),
     }
     return RenderedPod(fleet.metadata.name, rev, body, token_sha256)
 
@@ -94,7 +97,7 @@ def owner_reference(fleet: MoEFleet) -> Json:
     }
 
 
-def runtime_config(fleet: MoEFleet, token_sha256: str) -> Json:
+def runtime_config(fleet: MoEFleet, token_sha256: str, *, fetches: bool = False) -> Json:
     """What `--config FILE` would hold."""
     spec = fleet.spec
     engine = spec.engine
@@ -109,6 +112,8 @@ def runtime_config(fleet: MoEFleet, token_sha256: str) -> Json:
             "name": spec.model.name,
             "source": spec.model.source,
             "contextLength": spec.model.context_length,
+            # Only where it means something: the configuration of other fleets is what it was.
+            **({"cache": CACHE_FOLDER} if fetches else {}),
         },
         "engine": {
             "type": engine.type,
@@ -129,7 +134,7 @@ def runtime_config(fleet: MoEFleet, token_sha256: str) -> Json:
     }
 
 
-def _pod_spec(fleet: MoEFleet, source: Source, gateway: bool, token_sha256: str) -> Json:
+def _pod_spec(fleet: MoEFleet, mount: Mount, gateway: bool, token_sha256: str) -> Json:
     spec = fleet.spec
     template = spec.replica.pod_template
     out: Json = {
@@ -146,8 +151,8 @@ def _pod_spec(fleet: MoEFleet, source: Source, gateway: bool, token_sha256: str)
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(fleet, source, token_sha256)],
-        "volumes": _volumes(spec, source),
+        "containers": [_container(fleet, mount, token_sha256)],
+        "volumes": _volumes(spec, mount),
         "tolerations": _tolerations(spec),
     }
     if gateway:
@@ -172,17 +177,18 @@ def _pod_spec(fleet: MoEFleet, source: Source, gateway: bool, token_sha256: str)
     return out
 
 
-def _container(fleet: MoEFleet, source: Source, token_sha256: str) -> Json:
+def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
     spec = fleet.spec
     template = spec.replica.pod_template
     mounts: list[Json] = [{"name": "dshm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}]
-    if source.claim is not None:
-        mounts.append({"name": "model", "mountPath": f"{CLAIMS_FOLDER}/{source.claim}", "readOnly": True})
+    if mount.volume is not None:
+        read_only = {} if mount.fetches else {"readOnly": True}
+        mounts.append({"name": "model", "mountPath": mount.path, **read_only})
     mounts += [copy.deepcopy(m) for m in template.volume_mounts or ()]
     container: Json = {
         "name": names.RUNTIME_CONTAINER,
         "image": spec.engine.image,
-        "env": _env(fleet, token_sha256),
+        "env": _env(fleet, mount, token_sha256),
         "ports": [
             {"name": names.PORT_NAME_GRPC, "containerPort": names.PORT_GRPC, "protocol": "TCP"},
             {"name": names.PORT_NAME_CONTROL, "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
@@ -195,15 +201,19 @@ def _container(fleet: MoEFleet, source: Source, token_sha256: str) -> Json:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        **_probes(spec),
+        **_probes(spec, mount),
     }
+    if mount.fetches and spec.model.credentials is not None:
+        container["envFrom"] = [{"secretRef": {"name": spec.model.credentials.name}}]
     if template.image_pull_policy is not None:
         container["imagePullPolicy"] = template.image_pull_policy
     return container
 
 
-def _env(fleet: MoEFleet, token_sha256: str) -> list[Json]:
-    config = json.dumps(runtime_config(fleet, token_sha256), separators=(",", ":"), ensure_ascii=False)
+def _env(fleet: MoEFleet, mount: Mount, token_sha256: str) -> list[Json]:
+    config = json.dumps(
+        runtime_config(fleet, token_sha256, fetches=mount.fetches), separators=(",", ":"), ensure_ascii=False
+    )
     ours: list[Json] = [
         {"name": names.ENV_RUNTIME_CONFIG, "value": _literal(config)},
         *(
@@ -258,7 +268,7 @@ def _resources(spec: MoEFleetSpec) -> Json:
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _probes(spec: MoEFleetSpec) -> Json:
+def _probes(spec: MoEFleetSpec, mount: Mount) -> Json:
     def grpc(service: str) -> Json:
         return {"grpc": {"port": names.PORT_GRPC, "service": service}}
 
@@ -268,7 +278,7 @@ def _probes(spec: MoEFleetSpec) -> Json:
             **grpc(names.HEALTH_READINESS),
             "periodSeconds": 1,
             "timeoutSeconds": 5,
-            "failureThreshold": START_BUDGET_S[spec.engine.type],
+            "failureThreshold": START_BUDGET_S[spec.engine.type] + (FETCH_BUDGET_S if mount.fetches else 0),
         },
         "readinessProbe": {
             **grpc(names.HEALTH_READINESS),
@@ -286,15 +296,14 @@ def _probes(spec: MoEFleetSpec) -> Json:
     }
 
 
-def _volumes(spec: MoEFleetSpec, source: Source) -> list[Json]:
+def _volumes(spec: MoEFleetSpec, mount: Mount) -> list[Json]:
     volumes: list[Json] = [
         {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": str(spec.replica.shared_memory)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
     ]
-    if source.claim is not None:
-        volumes.append(
-            {"name": "model", "persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
-        )
+    if mount.volume is not None:
+        volume = {k: v for k, v in mount.volume.items() if k != "name"}
+        volumes.append({"name": "model", **copy.deepcopy(volume)})
     return volumes + [copy.deepcopy(v) for v in spec.replica.pod_template.volumes or ()]
 
 

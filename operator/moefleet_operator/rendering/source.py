@@ -1,53 +1,64 @@
-"""`model.source`: what the pod needs so that the runtime finds the weights there."""
+"""`model.source`: what the pod needs so that the runtime finds the weights there, or can fetch them."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, assert_never
 
-from moefleet_operator.api import conditions
+from moefleet_weights.failing import WeightsError
+from moefleet_weights.source import (
+    CLAIMS_FOLDER,
+    IMAGE_FOLDER,
+    BucketSource,
+    FileSource,
+    HubSource,
+    OciSource,
+    PvcSource,
+    WebSource,
+    parse_source,
+)
+
+from moefleet_operator.api import MoEFleetSpec, conditions
 
 from .problem import Problem
 
-# Where the runtime looks for the claims of pvc:// sources, one folder a claim.
-CLAIMS_FOLDER = "/var/lib/moefleet/claims"
-
-_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+# Where the runtime keeps what it fetches.
+CACHE_FOLDER: Final = "/var/lib/moefleet/cache"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    # PersistentVolumeClaim to mount; None: the runtime fetches or finds the weights itself.
-    claim: str | None = None
+class Mount:
+    """Of the volume `model`; None: the weights are in the image, or nobody needs them."""
+
+    path: str = ""
+    # As in core/v1 Volume, without its name.
+    volume: Mapping[str, Any] | None = None
+    # The runtime writes there what it fetches.
+    fetches: bool = False
 
 
-def parse_source(source: str) -> Source | Problem:
+def mount_for(spec: MoEFleetSpec) -> Mount | Problem:
     """Only what is certainly wrong is refused here; whether the weights are there, the replica finds out."""
-    parts = urlsplit(source)
-    path = unquote(parts.path)
-    if ".." in path.split("/"):
-        return _missing(source, "a path without '..'")
-    match parts.scheme:
-        case "file":
-            if parts.netloc or not path.startswith("/"):
-                return _missing(source, "file:///absolute/path (three slashes): a folder in the image")
-            return Source()
-        case "pvc":
-            if not _CLAIM.fullmatch(parts.netloc):
-                return _missing(source, "pvc://claim/path with the name of a claim in the fleet's namespace")
-            return Source(claim=parts.netloc)
-        case "hf":
-            if not re.fullmatch(r"/[^/]+", path.partition("@")[0]) or not parts.netloc:
-                return _missing(source, "hf://organisation/name or hf://organisation/name@revision")
-            return Source()
-        case "s3" | "oci":
-            if not parts.netloc:
-                return _missing(source, f"{parts.scheme}://host-or-bucket/path")
-            return Source()
-        case scheme:
-            return _missing(source, f"one of hf, s3, pvc, oci and file instead of {scheme!r}")
-
-
-def _missing(source: str, wanted: str) -> Problem:
-    return Problem(conditions.MODEL_SOURCE_MISSING, f"spec.model.source: wanted {wanted}, found {source!r}")
+    model = spec.model
+    try:
+        source = parse_source(model.source)
+    except WeightsError as error:
+        return Problem(conditions.MODEL_SOURCE_MISSING, f"spec.{error.message}")
+    # It needs no checkpoint: a rehearsal must not pull 236 GB.
+    simulated = spec.engine.type == "Simulated"
+    match source:
+        case FileSource():
+            return Mount()
+        case PvcSource(claim):
+            volume = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+            return Mount(f"{CLAIMS_FOLDER}/{claim}", volume)
+        case OciSource(image):
+            # Pulled by the kubelet, with the pod's pull secrets.
+            return Mount() if simulated else Mount(IMAGE_FOLDER, {"image": {"reference": image}})
+        case HubSource() | BucketSource() | WebSource():
+            if simulated:
+                return Mount()
+            return Mount(CACHE_FOLDER, model.cache.volume if model.cache else {"emptyDir": {}}, fetches=True)
+        case _:
+            assert_never(source)

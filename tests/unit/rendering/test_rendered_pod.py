@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from moefleet_operator import names
-from moefleet_operator.api import MoEFleet
+from moefleet_operator.api import MoEFleet, MoEFleetSpec
 from moefleet_operator.rendering.credential import replica_token, token_sha256
 from moefleet_operator.rendering.engine_args import KNOWN_ARGS
 from moefleet_operator.rendering.pdb import render_pdb
 from moefleet_operator.rendering.pod import RenderedPod, render_pod
 from moefleet_operator.rendering.problem import Problem
 from moefleet_operator.rendering.service import render_service
-from moefleet_operator.rendering.source import parse_source
+from moefleet_operator.rendering.source import Mount, mount_for
 from moefleet_runtime.config import parse_config
 from moefleet_runtime.engine.arguments import SimulatedArguments, TorchArguments
+from moefleet_runtime.source import locate_source
 from moefleet_testing.builders import a_resource
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rendering"
@@ -75,6 +76,28 @@ CASES = {
         ),
         gateway=False,
         key=None,
+    ),
+    "pod-torch-fetches": lambda: pod_of(
+        a_resource(
+            model={
+                "name": "deepseek-v2",
+                "source": "hf://deepseek-ai/DeepSeek-V2-Lite@604d5664dddd88a0433dbae533b7fe9472482de0",
+                "cache": {"volume": {"hostPath": {"path": "/mnt/nvme/moefleet", "type": "Directory"}}},
+                "credentials": {"name": "hub"},
+            },
+            engine={"type": "Torch", "image": "runtime-torch:1"},
+            replica={
+                "gpus": 1,
+                "podTemplate": {"env": [{"name": "HF_ENDPOINT", "value": "https://hub.example"}]},
+            },
+        )
+    ),
+    "pod-torch-oci": lambda: pod_of(
+        a_resource(
+            model={"name": "deepseek-v2", "source": "oci://registry.example/models/deepseek-v2:fp8"},
+            engine={"type": "Torch", "image": "runtime-torch:1"},
+            replica={"gpus": 1},
+        )
     ),
     "service": lambda: render_service(a_resource()),
     "pdb": lambda: render_pdb(a_resource(rollout={"maxUnavailable": 2}), 5),
@@ -194,16 +217,73 @@ def test_an_unknown_argument_is_a_problem_that_names_the_right_one() -> None:
         ("hf://deepseek-ai", False),
         ("s3://bucket/path", True),
         ("s3:///path", False),
+        ("gs://bucket/path", True),
+        ("https://host/folder", True),
+        ("https://host/folder?signature=1", False),
         ("oci://host/image:1", True),
-        ("ftp://host/x", False),
     ],
 )
 def test_model_sources(source: str, fine: bool) -> None:
-    found = parse_source(source)
+    found = mount_for(a_resource(model={"name": "m", "source": source}).spec)
     assert isinstance(found, Problem) is not fine, found
     if isinstance(found, Problem):
         assert found.reason == "ModelSourceMissing"
         assert source in found.message
+
+
+def spec_of(source: str, engine: str = "Torch", **model: Any) -> MoEFleetSpec:
+    return a_resource(
+        model={"name": "m", "source": source, **model}, engine={"type": engine, "image": "r"}
+    ).spec
+
+
+@pytest.mark.parametrize(
+    "source", ["hf://a/b", "s3://bucket/path", "gs://bucket/path", "https://host/folder"]
+)
+def test_what_is_fetched_gets_a_cache_that_can_be_written(source: str) -> None:
+    cache = "/var/lib/moefleet/cache"
+    assert mount_for(spec_of(source)) == Mount(cache, {"emptyDir": {}}, fetches=True)
+    claim = {"persistentVolumeClaim": {"claimName": "weights"}}
+    assert mount_for(spec_of(source, cache={"volume": claim})) == Mount(cache, claim, fetches=True)
+    # A rehearsal needs no weights.
+    assert mount_for(spec_of(source, "Simulated")) == Mount()
+
+
+def test_a_fetch_has_time_and_its_secrets_by_reference_only() -> None:
+    fleet = a_resource(
+        model={"name": "m", "source": "s3://bucket/path", "credentials": {"name": "bucket"}},
+        engine={"type": "Torch", "image": "r"},
+    )
+    (container,) = pod_of(fleet)["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    config = parse_config(configuration(pod_of(fleet)), "pod")
+    assert config.model.cache == "/var/lib/moefleet/cache"
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == "model")
+    assert mount == {"name": "model", "mountPath": config.model.cache}
+    without = pod_of(a_resource(engine={"type": "Torch", "image": "r"}))["spec"]["containers"][0]
+    assert "envFrom" not in without
+    assert (
+        container["startupProbe"]["failureThreshold"] - without["startupProbe"]["failureThreshold"]
+        == 4 * 3600
+    )
+
+
+def test_the_operator_and_the_runtime_mean_the_same_folders() -> None:
+    for source in ("pvc://weights/a", "oci://registry/image:1"):
+        mount = mount_for(spec_of(source))
+        assert isinstance(mount, Mount)
+        folder = locate_source(source)
+        assert isinstance(folder, Path)
+        assert folder.is_relative_to(mount.path)
+
+
+def test_a_volume_cannot_take_another_name() -> None:
+    volume = {"name": "tmp", "emptyDir": {}}
+    fleet = a_resource(
+        model={"name": "m", "source": "s3://bucket/path", "cache": {"volume": volume}},
+        engine={"type": "Torch", "image": "r"},
+    )
+    assert {"name": "model", "emptyDir": {}} in pod_of(fleet)["spec"]["volumes"]
 
 
 def test_the_budget_changes_with_every_replica_that_its_selector_begins_or_ceases_to_leave_out() -> None:

@@ -36,6 +36,8 @@ def test_hashes_stay_the_same_across_releases(name: str) -> None:
         {"model": {"name": "tiny", "source": "file:///models/tiny-2"}},
         {"engine": {"type": "Simulated", "image": "runtime:2"}},
         {"engine": {"type": "Simulated", "image": "runtime:1", "args": {"speed": 2}}},
+        {"model": {"name": "tiny", "source": "file:///models/tiny", "cache": {"volume": {"emptyDir": {}}}}},
+        {"model": {"name": "tiny", "source": "file:///models/tiny", "credentials": {"name": "hub"}}},
         {"replica": {"gpus": 4}},
         {"replica": {"gpus": 8, "podTemplate": {"env": [{"name": "A", "value": "b"}]}}},
         {"replica": {"gpus": 8, "sharedMemory": "32Gi"}},
