@@ -65,8 +65,10 @@ def installed(**behaviour: Any) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(INSTALLED))
-        for name in [n for n in sys.modules if n == "tensorrt_llm" or n.startswith("tensorrt_llm.")]:
-            del sys.modules[name]
+        theirs = [n for n in sys.modules if n == "tensorrt_llm" or n.startswith("tensorrt_llm.")]
+        # And the one module of ours whose classes are made from theirs.
+        for name in (*theirs, "moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model"):
+            sys.modules.pop(name, None)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
