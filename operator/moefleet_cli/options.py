@@ -50,6 +50,7 @@ def replay_input(command: str) -> Iterator[None]:
             f"`{command}` needs the extra `replay` ({error.name} is missing): pip install 'moefleet[replay]'",
             Exit.FAILED,
         ) from error
+    from moefleet_replay.cold_start import ColdStartError
     from moefleet_replay.compare import StudyError
     from moefleet_replay.compare_run import ArgumentError
     from moefleet_replay.plan import PlanError
@@ -58,7 +59,15 @@ def replay_input(command: str) -> Iterator[None]:
 
     try:
         yield
-    except (TraceError, PolicyError, CalibrationError, ArgumentError, StudyError, PlanError) as error:
+    except (
+        TraceError,
+        PolicyError,
+        CalibrationError,
+        ArgumentError,
+        ColdStartError,
+        StudyError,
+        PlanError,
+    ) as error:
         raise InputError(str(error)) from error
 
 

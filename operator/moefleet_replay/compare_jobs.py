@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from moefleet_replay.compare import Setting, Study
-from moefleet_replay.compare_cache import Cache, run_key
-from moefleet_replay.compare_run import RunArguments, execute_to_json
+from moefleet_replay.compare import Setting, Study, StudyError
+from moefleet_replay.compare_cache import Cache, code_digest, run_key
+from moefleet_replay.compare_run import RunArguments, checked, execute_to_json
 from moefleet_replay.compare_verdict import Key, Runs, cell, dear, fails, ours, total
 
 Execute = Callable[[RunArguments], dict[str, Any]]
@@ -73,6 +73,12 @@ def next_wave(study: Study, runs: Runs, failed: Collection[Key] = (), *, prune: 
     return wave
 
 
+def execute_here(arguments: RunArguments) -> dict[str, Any]:
+    """In a process of its own, with the code that it has: which that is goes with the result."""
+    digest = code_digest(checked(arguments).spec.name)
+    return {**execute_to_json(arguments), "code": digest}
+
+
 def run_study(
     study: Study,
     cache: Cache,
@@ -80,9 +86,12 @@ def run_study(
     jobs: int,
     prune: bool = True,
     told: Callable[[Results, int], None] = lambda _results, _waiting: None,
-    execute: Execute = execute_to_json,
+    execute: Execute = execute_here,
 ) -> Results:
-    """`told` hears after each run how many of the wave are left. With one job, runs are made in this process."""
+    """`told` hears after each run how many of the wave are left. With one job, runs are made in this process.
+
+    Raises StudyError when the code is edited meanwhile; what was made before stays in the cache.
+    """
     results = Results()
     settings = {s.text: s for s in study.settings}
     segments = {s.name: s for s in study.segments}
@@ -100,6 +109,7 @@ def run_study(
                 else:
                     left.append((key, arguments, file))
             for key, made, file in _made(left, pool, execute, results.failed):
+                _same_code(key, made)
                 cache.store(file, made)
                 results.runs[key] = made
                 told(results, sum(k not in results.runs and k not in results.failed for k in wave))
@@ -108,6 +118,15 @@ def run_study(
             # What runs is ended with its process: its result would come after nobody waits for it.
             pool.shutdown(wait=True, cancel_futures=True)
     return results
+
+
+def _same_code(key: Key, made: dict[str, Any]) -> None:
+    """A file that is edited while a study runs would put results of two programs under one key."""
+    ours_now = code_digest(key.setting.partition(":")[0]) if "code" in made else None
+    if made.get("code") != ours_now:
+        raise StudyError(
+            "the code changed while the study ran: start it again, from a checkout that nobody edits"
+        )
 
 
 def _made(

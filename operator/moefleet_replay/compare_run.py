@@ -6,7 +6,7 @@ simulated, and each error names the field.
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import math
 import re
 from collections.abc import Callable
@@ -14,8 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from moefleet_perf import Calibration, CalibrationError, load_calibration
 
+from moefleet_replay import fleet
+from moefleet_replay.arrivals import Arrivals
+from moefleet_replay.cold_start import ColdStart, parse_cold_start
+from moefleet_replay.fleet import FleetSetup
 from moefleet_replay.observation import Objective
 from moefleet_replay.policies import parse
 from moefleet_replay.policy import PolicySpec
@@ -61,14 +66,6 @@ class RunArguments:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ColdStart:
-    """Lognormal by its median and 95th percentile, seconds from pod creation to ready."""
-
-    median_s: float
-    p95_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +171,6 @@ def parse_objective(text: str) -> Objective:
     return found
 
 
-def parse_cold_start(text: str) -> ColdStart:
-    match = re.fullmatch(r"lognormal:([^,]+),([^,]+)", text.strip())
-    if match is None:
-        raise ArgumentError(
-            f"cold-start: wanted lognormal:MEDIAN,P95 in seconds, as lognormal:240,420, found {text!r}"
-        )
-    median_s, p95_s = (number(part, "cold-start") for part in match.groups())
-    if not 0 < median_s <= p95_s:
-        raise ArgumentError(f"cold-start: wanted 0 < MEDIAN <= P95, found {median_s:g} and {p95_s:g}")
-    return ColdStart(median_s, p95_s)
-
-
 def duration_s(text: str, where: str) -> float:
     match = re.fullmatch(r"([0-9.]+)(ms|s)", text)
     value = number(match[1], where) if match else math.nan
@@ -230,8 +215,62 @@ def trace_files(trace: TraceArguments) -> list[Path]:
 def execute_on(
     source: TraceSource, found: Checked, arguments: RunArguments, progress: Progress | None = None
 ) -> RunResult:
-    fleet = importlib.import_module("moefleet_replay.fleet")
-    raise NotImplementedError(fleet)
+    """The run, with what was run in `setup`."""
+    hashed = _Hashed(source)
+    setup = FleetSetup(
+        calibration=found.calibration,
+        objective=found.objective,
+        min_replicas=arguments.min_replicas,
+        max_replicas=arguments.max_replicas,
+        cold_start=found.cold_start,
+        seed=arguments.seed,
+        gpu_hour_cost=arguments.gpu_hour_price,
+        policy_name=found.spec.name,
+    )
+    policy = found.spec.build(found.knobs)
+    result = fleet.run(hashed, policy, setup, progress, foresees=found.spec.foresees)
+    return replace(result, setup={**result.setup, **_said(source, found, arguments), "arrivals_sha256": hashed.digest()})  # fmt: skip
+
+
+def _said(source: TraceSource, found: Checked, arguments: RunArguments) -> dict[str, str | int | float]:
+    return {
+        "trace": source.describe,
+        "days": arguments.trace.days or "all",
+        "scale": arguments.trace.scale,
+        "arrivals": arguments.trace.arrivals,
+        "policy": found.spec.name,
+        "knobs": ",".join(f"{name}={value:g}" for name, value in found.knobs.items()),
+        "calibration": found.calibration.name,
+        "cold_start": arguments.cold_start,
+        "objective": arguments.objective,
+        "attainment": found.objective.attainment,
+        "min_replicas": arguments.min_replicas,
+        "max_replicas": arguments.max_replicas,
+        "gpu_hour_price": arguments.gpu_hour_price,
+        "seed": arguments.seed,
+    }
+
+
+class _Hashed:
+    """A source that remembers what it gave. A call from zero begins anew: foresight has walked the trace before the run does."""
+
+    def __init__(self, source: TraceSource) -> None:
+        self._source = source
+        self.name, self.duration_s = source.name, source.duration_s
+        self._digests = [hashlib.sha256() for _ in range(4)]
+
+    def between(self, start_s: float, end_s: float) -> Arrivals:
+        found = self._source.between(start_s, end_s)
+        if start_s <= 0:
+            self._digests = [hashlib.sha256() for _ in range(4)]
+        parts = (found.at_s, found.input_tokens, found.output_tokens, found.cached_tokens)
+        for digest, part in zip(self._digests, parts, strict=True):
+            digest.update(np.ascontiguousarray(part).data)
+        return found
+
+    def digest(self) -> str:
+        """sha256 over the four sha256 of times, prompts, outputs and cached prompts: no cut into intervals changes it."""
+        return hashlib.sha256(b"".join(d.digest() for d in self._digests)).hexdigest()
 
 
 def execute(arguments: RunArguments, progress: Progress | None = None) -> RunResult:

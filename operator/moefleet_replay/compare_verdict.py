@@ -264,7 +264,7 @@ def _ratio(
 ) -> Line:  # fmt: skip
     name = "GPU-hours" if field == "gpu_hours" else "scaling actions"
     if unsettled := undecidable(study, runs, policies, calibration, mine.held):
-        return Line(rule, calibration, None, f"not run far enough: {', '.join(unsettled)}")
+        return Line(rule, calibration, None, f"not run far enough: {_some(unsettled)}")
     best = cheapest(study, runs, policies, calibration, mine.held)
     if best is None:
         said = f"no setting of {', '.join(policies) or 'nobody'} holds as many segments as ours ({mine.held})"
@@ -284,3 +284,8 @@ def _number(value: Estimate) -> str:
 
 def _share(value: Estimate) -> str:
     return f"{value.mean:.3%}" + ("" if value.half is None else f" ± {value.half:.3%}")
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    left = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {left} more" if left > 0 else "")

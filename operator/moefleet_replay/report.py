@@ -206,7 +206,7 @@ def _days(
     chosen = [first.text] if first else []
     chosen += [t.setting.text for p, t in best if t is not None and p in peers(study)][:DRAWN]
     parts: list[str] = []
-    segment = study.headline[0].name
+    segment = (study.headline or study.segments)[0].name
     for text in chosen:
         result = results.runs.get(Key(text, segment, calibration, study.seeds[0]))
         if result and result.get("timeline"):

@@ -123,7 +123,7 @@ def timeline(line: Timeline, title: str, wanted: float) -> str:
         axes.set_ylabel("replicas")
         axes.set_title(title)
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=4, fontsize=8, frameon=False)
 
     return _svg(draw, (10.5, 3.8))
 
@@ -137,7 +137,7 @@ def day_plan(hours: Sequence[float], need: Sequence[float], replicas: Sequence[f
         axes.set_ylabel("replicas")
         axes.set_title(title)
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=4, fontsize=8, frameon=False)
 
     return _svg(draw, (10.5, 3.8))
 

@@ -185,6 +185,37 @@ def test_a_run_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path: Pat
     assert not {k.setting for k in results.runs} & {k.setting for k in results.failed}
 
 
+def test_code_that_changes_under_a_study_ends_it(tmp_path: Path) -> None:
+    study = load_study(small(tmp_path), tmp_path)
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(StudyError, match="the code changed while the study ran"):
+        run_study(
+            study, cache, jobs=1, prune=False, execute=lambda a: {**Counted()(a), "code": "of yesterday"}
+        )
+    assert not (tmp_path / "cache").exists()
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    tiny = SMALL.replace("synthetic:constant", "synthetic:constant,duration_s=120,rate=5")
+    tiny = tiny.replace("synthetic:step", "synthetic:step,duration_s=120,rate=5,at_s=60")
+    study = load_study(small(tmp_path, tiny), tmp_path, "defaults")
+    one = run_study(study, Cache(tmp_path / "one"), jobs=1)
+    two = run_study(study, Cache(tmp_path / "two"), jobs=2)
+    assert not one.failed
+    assert not two.failed
+    assert set(one.runs) == set(two.runs)
+    assert len(one.runs) == 3 * 2 * 2
+    for key, made in one.runs.items():
+        for result in (made, two.runs[key]):
+            result["summary"].pop("wall_s")
+            result.pop("compile_s")
+        assert made == two.runs[key]
+    hashes = {(k.segment, k.seed): r["setup"]["arrivals_sha256"] for k, r in one.runs.items()}
+    # Every policy met the same requests, and another seed or trace is other requests.
+    assert {r["setup"]["arrivals_sha256"] for r in one.runs.values()} == set(hashes.values())
+    assert len(set(hashes.values())) == 4
+
+
 BASE = RunArguments(TraceArguments(trace="synthetic:constant"), "hpa-arrival")
 
 
