@@ -166,7 +166,8 @@ class Core:
         if fleet is None:
             return
         if fleet in self._store.fleets:
-            self._queue.add(fleet, at)
+            # The first event of several sets the time; those that come until then are seen by the same pass.
+            self._queue.add(fleet, at + self._settings.gather_s)
         else:
             self._drop_fleet(fleet)
 

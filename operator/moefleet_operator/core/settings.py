@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# What happens to twenty replicas of a fleet within a moment becomes one pass and one burst of writes instead of twenty.
+GATHER_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +26,5 @@ class CoreSettings:
     pods_watched: str = "replicas"
     # Nodes appear when pods are pending: as many pods may wait as are wanted, instead of one per fleet.
     node_autoscaler: bool = False
+    # A fleet is planned so long after the first thing that happened to it; 0: at once.
+    gather_s: float = 0.0

@@ -204,8 +204,10 @@ class Store:
                 # Heartbeats change nodes all the time; only what the scheduler looks at matters.
                 return set() if before is not None and _same_room(before, node) else set(self.fleets)
             case _:
+                before = self.children.get((kind, key))
                 self.children[kind, key] = raw
-                return self._owner_of(raw)
+                # A budget counts its pods in its status, at each of their changes.
+                return set() if before is not None and _same_but_status(before, raw) else self._owner_of(raw)
 
     def _remove(self, kind: Kind, key: Key, uid: str) -> set[Key]:
         known = self._known(kind, key)
@@ -231,8 +233,9 @@ class Store:
                 return self._owner_of(self.children.pop((kind, key)))
 
     def _put_fleet(self, key: Key, raw: Json) -> set[Key]:
+        known = self.fleets.get(key)
         touched = self._drop_fleet(key)
-        record = _fleet_record(raw)
+        record = _fleet_record(raw, known)
         self.fleets[key] = record
         self._fleet_by_uid[record.uid] = key
         self._models.setdefault(record.model_name, set()).add(key)
@@ -290,11 +293,13 @@ class Store:
             self._gone.popitem(last=False)
 
 
-def _fleet_record(raw: Json) -> FleetRecord:
+def _fleet_record(raw: Json, before: FleetRecord | None = None) -> FleetRecord:
+    """`before`: what was known of this name; when only the status is new, its parsed spec is taken over."""
     meta: Json = raw.get("metadata") or {}
     uid, version = str(meta.get("uid") or ""), version_of(raw)
     try:
-        resource = MoEFleet.parse({**raw, "status": {}})
+        known = before.parsed if before is not None and _same_but_status(before.raw, raw) else None
+        resource = known[0] if isinstance(known, tuple) else MoEFleet.parse({**raw, "status": {}})
         status = raw.get("status")
         return FleetRecord(
             raw, uid, version, (resource, fleet_of(resource, status if isinstance(status, Mapping) else {}))
@@ -309,6 +314,18 @@ def _explain(error: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']} ({error.error_count()} problems)"
     return str(error)
+
+
+def _same_but_status(a: Json, b: Json) -> bool:
+    """Also but for the resourceVersion, which changes with the status."""
+    return _without_status(a) == _without_status(b)
+
+
+def _without_status(raw: Json) -> dict[str, Any]:
+    meta: Json = raw.get("metadata") or {}
+    kept = {k: v for k, v in raw.items() if k not in ("status", "metadata")}
+    kept["metadata"] = {k: v for k, v in meta.items() if k != "resourceVersion"}
+    return kept
 
 
 def _same_room(a: NodeFacts, b: NodeFacts) -> bool:

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import structlog
 
 from moefleet_operator.core.events import Kind
-from moefleet_operator.core.settings import CoreSettings
+from moefleet_operator.core.settings import GATHER_S, CoreSettings
 from moefleet_operator.kube.access import Right, missing_rights, rights_needed
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.kube.reads import RefusedError, UnreachableError
@@ -89,6 +89,7 @@ def core_settings(settings: Settings, found: Scope) -> CoreSettings:
         gateway=settings.gateway,
         pods_watched=found.pods_watched,
         node_autoscaler=settings.node_autoscaler,
+        gather_s=GATHER_S,
     )
 
 

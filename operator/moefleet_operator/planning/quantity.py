@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 _SUFFIX: Mapping[str, Fraction] = {
@@ -28,7 +29,12 @@ _SUFFIX: Mapping[str, Fraction] = {
 
 def millis(quantity: str | float) -> int:
     """Thousandths, rounded up as the scheduler does: "100m" -> 100, "1" -> 1000, "1Ki" -> 1024000."""
-    text = str(quantity).strip()
+    return _millis(str(quantity).strip())
+
+
+# A cluster has few different quantities, and all of a pod's are read again at each of its changes.
+@lru_cache(maxsize=4096)
+def _millis(text: str) -> int:
     digits = text.rstrip("numkKMGTPEi") if not _exponent(text) else text
     suffix = text[len(digits) :]
     if suffix not in _SUFFIX:

@@ -831,3 +831,18 @@ def test_a_status_that_the_watch_brings_before_the_answer_is_still_told() -> Non
     assert [(e.type, e.reason) for e in desk.all(EmitEvent) if e.type == "Warning"] == [
         ("Warning", "EngineArgumentUnknown")
     ]
+
+
+def test_what_happens_within_a_moment_is_one_pass_that_sees_the_last_of_it() -> None:
+    desk = Desk(gather_s=0.05)
+    desk.lead()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    assert not desk.open, "the moment is not over"
+    desk.now += 0.03
+    edited = fleet(resourceVersion="6", generation=2)
+    edited["spec"]["engine"]["image"] = "of-the-edit"
+    desk.feed(ObjectChanged("MoEFleet", FLEET, edited))
+    desk.now += 0.03
+    desk.feed(Tick())
+    # The first event set the time and the second did not put it off.
+    assert desk.take(CreatePod).body["spec"]["containers"][0]["image"] == "of-the-edit"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from moefleet_operator import names
-from moefleet_operator.core.events import Key
+from moefleet_operator.core.events import Key, Kind
 from moefleet_operator.core.store import Store
 from moefleet_operator.rendering.problem import Problem
 
@@ -212,3 +213,26 @@ def test_a_heartbeat_of_a_node_is_no_news() -> None:
         "spec": {"unschedulable": True},
     }
     assert store.apply("Node", Key("", "n1"), cordoned) == {FLEET}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"), [("PodDisruptionBudget", {"minAvailable": 1}), ("Service", {"clusterIP": "10.0.0.1"})]
+)
+def test_a_childs_status_is_no_reason_to_look_at_its_fleet(kind: Kind, spec: dict[str, Any]) -> None:
+    store = Store()
+    labels = {names.LABEL_FLEET: "chat"}
+
+    def seen(version: str, **rest: Any) -> set[Key]:
+        meta = {
+            "namespace": "models",
+            "name": "chat",
+            "uid": "c",
+            "labels": labels,
+            "resourceVersion": version,
+        }
+        return store.apply(kind, Key("models", "chat"), {"metadata": meta, "spec": spec, **rest})
+
+    assert seen("5") == {Key("models", "chat")}
+    assert seen("6", status={"currentHealthy": 3}) == set()
+    assert store.children[kind, Key("models", "chat")]["status"] == {"currentHealthy": 3}, "it is kept"
+    assert seen("7", spec={"edited": "by hand"}) == {Key("models", "chat")}

@@ -35,7 +35,7 @@ from moefleet_operator.core.events import (
     Tick,
     Transient,
 )
-from moefleet_operator.core.settings import CoreSettings
+from moefleet_operator.core.settings import GATHER_S, CoreSettings
 
 from .api import Api, Object
 from .gateways import GATEWAY_NAMESPACE, Gateway
@@ -73,6 +73,7 @@ class OperatorProcess:
             control_key=CONTROL_KEY,
             gateway=bool(gateways),
             pods_watched="all",
+            gather_s=GATHER_S,
         )
         self.core = Core(settings, random.Random(world.random.random()))
         self._delivered: dict[Kind, float] = {}
