@@ -29,6 +29,7 @@ IMAGES: dict[str, tuple[str | None, list[str]]] = {
         ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"],
     ),
     "tensorrt-llm": (None, ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"]),
+    "replay": ("operator/requirements-replay.txt", ["moefleet_replay", "moefleet_cli", "moefleet_perf"]),
     "cli": ("operator/requirements-cli.txt", ["moefleet_cli", "moefleet"]),
 }
 CONSTRAINTS = ROOT / "tests/constraints-tensorrt-llm.txt"
