@@ -98,12 +98,16 @@ class Fetch:
             await download(shards, store, folder, disk=self.disk, limits=self.limits, counts=counts)
             for shard in shards:
                 await asyncio.to_thread(check_shard, folder / shard.name)
-            snapshot = await asyncio.to_thread(self.cache.publish, listing.key, listing)
         except OSError as error:
             raise disk_error(error, folder) from error
         finally:
+            # Before the folder is published: it writes there.
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
+        try:
+            snapshot = await asyncio.to_thread(self.cache.publish, listing.key, listing)
+        except OSError as error:
+            raise disk_error(error, folder) from error
         self.tell(Progress("done", listing.bytes, listing.bytes))
         if counts.cuts or counts.wrong_checksums:
             self.note(

@@ -125,9 +125,11 @@ async def _list(reader: ObjectStoreReader) -> Any:
 def _bucket_store(source: BucketSource, environment: Environment) -> S3Store | GCSStore:
     prefix = source.prefix or None
     if source.scheme == "gs":
-        return GCSStore(
-            source.bucket, prefix=prefix, client_options=client_options(), retry_config=NO_RETRIES
-        )
+        # As AWS_ENDPOINT_URL for s3: a private endpoint.
+        base = environment.get("GOOGLE_BASE_URL") or ""
+        at: dict[str, Any] = {"base_url": base} if base else {}
+        options = client_options(plain=base.startswith("http://"))
+        return GCSStore(source.bucket, prefix=prefix, client_options=options, retry_config=NO_RETRIES, **at)
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
     given: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     return S3Store(

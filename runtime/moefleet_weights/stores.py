@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def client_options(headers: Mapping[str, str] | None = None, *, plain: bool = Fa
     }
 
 
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
 NO_RETRIES: Final[Any] = {"max_retries": 0}
 
 
@@ -161,6 +163,18 @@ def explained(what: str) -> Iterator[None]:
             "ModelSourceUnreachable", f"{what}: the server does not answer requests for ranges"
         ) from error
     except (BaseError, OSError, TimeoutError) as error:
+        # Of a listing the client tells the status only in words.
+        status = _STATUS.search(str(error))
+        match int(status[1]) if status else 0:
+            case 401 | 403:
+                raise WeightsError(
+                    "ModelSourceForbidden",
+                    f"{what}: the server refuses ({_first_line(error)}); check model.credentials",
+                ) from error
+            case 404:
+                raise WeightsError("ModelSourceMissing", f"{what}: the server knows no such place") from error
+            case _:
+                pass
         raise Interrupted(f"{what}: {_first_line(error)}") from error
 
 

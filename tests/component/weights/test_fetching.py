@@ -100,7 +100,7 @@ def hub() -> Iterator[Site]:
 
 @pytest.fixture
 def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Site]:
-    name = "weights-" + sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    name = "weights" + sha256(request.node.nodeid.encode()).hexdigest()[:16]
     sums = "".join(f"{sha256(b).hexdigest()}  {n}\n" for n, b in FILES.items())
     files = {**FILES, "SHA256SUMS": sums.encode()}
     fill(s3_port, name, {f"models/tiny/{n}": b for n, b in files.items()})
@@ -114,6 +114,15 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 
 @pytest.fixture
+def google(bucket: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The XML API of Google's storage is S3's as far as listing and reading go, so the S3 server answers it (unsigned)."""
+    assert bucket.wire
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    environment = {"GOOGLE_BASE_URL": bucket.wire.url}
+    return Site("gs" + bucket.source.removeprefix("s3"), environment, bucket.files, wire=bucket.wire)
+
+
+@pytest.fixture
 def web(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     authority, *pair = certificate(tmp_path_factory.mktemp("tls"))
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
@@ -121,7 +130,7 @@ def web(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         yield Site(f"{server.url}/model", {}, FILES, web=server)
 
 
-@pytest.fixture(params=["hub", "bucket", "web"])
+@pytest.fixture(params=["hub", "bucket", "google", "web"])
 def site(request: pytest.FixtureRequest) -> Site:
     found: Site = request.getfixturevalue(request.param)
     return found
@@ -224,6 +233,19 @@ def test_a_refusal_is_final_and_says_so(web: Site, tmp_path: Path, status: int, 
         web.fetch(tmp_path)
     assert caught.value.reason == reason
     assert len([r for r in web.web.requests if r.path.endswith(SHARD)]) <= FAST.connections
+
+
+@pytest.mark.parametrize("kind", ["bucket", "google"])
+def test_a_bucket_that_is_not_there_or_is_empty_is_missing(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    site: Site = request.getfixturevalue(kind)
+    scheme, name = site.source.split("/")[0], site.source.split("/")[2]
+    for source in (f"{scheme}//nosuchbucket/models/tiny", f"{scheme}//{name}/models/other"):
+        with pytest.raises(WeightsError) as caught:
+            site.fetch(tmp_path, source=source)
+        assert caught.value.reason == "ModelSourceMissing"
+        assert source in caught.value.message
 
 
 def test_a_server_that_is_busy_for_a_moment_is_asked_again(web: Site, tmp_path: Path) -> None:

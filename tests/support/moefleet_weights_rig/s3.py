@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import subprocess
 import threading
@@ -10,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from obstore.store import S3Store
 
 SERVER = Path(__file__).parents[3] / ".venv-s3/bin/moto_server"
 START_S = 60.0
@@ -46,22 +45,18 @@ def s3_server() -> Iterator[int]:
 
 
 def fill(port: int, bucket: str, files: Mapping[str, bytes]) -> None:
-    import http.client
-
+    """Readable by everybody: the tests of gs:// read without a signature."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request(
-        "PUT",
-        f"/{bucket}",
-        headers={"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"},
-    )
-    answer = connection.getresponse()
-    assert answer.status in (200, 409), answer.read()
-    store = S3Store(
-        bucket, endpoint=f"http://127.0.0.1:{port}", access_key_id="test", secret_access_key="test-secret",
-        region="us-east-1", client_options={"allow_http": True},
-    )  # fmt: skip
-    for name, body in files.items():
-        store.put(name, body)
+    signed = {
+        "Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request",
+        "x-amz-acl": "public-read",
+    }
+    for path, body in ((f"/{bucket}", b""), *((f"/{bucket}/{name}", body) for name, body in files.items())):
+        connection.request("PUT", path, body, signed)
+        answer = connection.getresponse()
+        said = answer.read()
+        assert answer.status in (200, 409), said
+    connection.close()
 
 
 @dataclass(slots=True)

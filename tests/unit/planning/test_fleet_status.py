@@ -10,6 +10,7 @@ from moefleet_operator.api import MoEFleet
 from moefleet_operator.api import conditions as reasons
 from moefleet_operator.planning.observed import Capacity, Decision, Observed, Replica
 from moefleet_operator.planning.plan import plan
+from moefleet_operator.planning.reported import ReplicaLoad
 from moefleet_operator.planning.writing import retargets, write_at
 from moefleet_operator.rendering.problem import Problem
 from moefleet_testing.builders import NOW, OLD, a_fleet, draining, failed, observed, pending, ready, starting
@@ -39,6 +40,20 @@ PORT_TAKEN = starting(
     reason="Error",
     message='{"reason": "AddressUnavailable", "message": "listen [::]:8500: Address already in use"}\n',
 )
+FETCHING = replace(
+    starting(0),
+    load=ReplicaLoad("FETCHING", message="fetches hf://a/b@main: 37 % of 236 GB, 1.1 GB/s, 2 min left"),
+)
+FORBIDDEN, UNREACHABLE = (
+    starting(
+        0,
+        state="waiting",
+        reason="CrashLoopBackOff",
+        restarts=3,
+        last_message=f'{{"reason": "{reason}", "message": "s3://b/p"}}',
+    )
+    for reason in ("ModelSourceForbidden", "ModelSourceUnreachable")
+)
 LOADED = a_fleet(mode="Automatic", max_replicas=1)
 NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not found")
 
@@ -49,6 +64,9 @@ NO_IMAGE = starting(0, state="waiting", reason="ImagePullBackOff", message="not 
         ("all is well", observed(ready(0)), {"Ready": "True/AllReplicasReady", "Available": "True/MinimumReplicasReady", "Progressing": "False/UpToDate", "Reconciling": "False/UpToDate", "Stalled": "False/NotStalled", "ModelReady": "True/ModelLoaded", "CapacityLimited": "False/CapacitySufficient", "ScalingLimited": "False/NotLimited", "RolloutHeld": "False/NotHeld"}),
         ("nothing yet", observed(capacity=ROOM), {"Ready": "False/NoReplicas", "Reconciling": "True/ScalingUp", "ModelReady": "Unknown/ModelUnknown"}),
         ("starting", observed(starting(0)), {"Ready": "False/ReplicasStarting", "Available": "False/NoReplicas", "ModelReady": "False/ModelLoading"}),
+        ("weights come over the network", observed(FETCHING), {"Ready": "False/ReplicasStarting", "ModelReady": "False/ModelFetching", "Stalled": "False/NotStalled"}),
+        ("the bucket refuses", observed(FORBIDDEN), {"Ready": "False/ModelSourceForbidden", "ModelReady": "False/ModelSourceForbidden", "Stalled": "True/ModelSourceForbidden"}),
+        ("the hub is down for a while", observed(UNREACHABLE), {"ModelReady": "False/ModelSourceUnreachable", "Stalled": "False/NotStalled"}),
         ("scaling up while the minimum serves", observed(ready(0), starting(1), fleet=a_fleet(mode="Automatic"), decision=Decision(2, "WorkArrives", "2 are needed")), {"Ready": "True/MinimumReplicasReady", "Reconciling": "True/ScalingUp"}),
         ("a drain", observed(ready(0), draining(1, active=2)), {"Ready": "True/AllReplicasReady", "Progressing": "True/WaitingForDrain"}),
         ("a rollout", observed(ready(0, OLD), starting(0)), {"Ready": "False/RolloutInProgress", "Available": "True/MinimumReplicasReady", "Reconciling": "True/RolloutInProgress"}),
@@ -155,3 +173,10 @@ def test_the_last_decision_keeps_its_moment_until_number_or_reason_change() -> N
     assert same["scaling"] == first["scaling"]
     up = at(90, Decision(3, "WorkArrives", "2.4 of 1"), same, ready(0))["scaling"]["lastDecision"]
     assert (up["from"], up["to"], up["reason"], up["message"]) == (1, 3, "WorkArrives", "2.4 of 1")
+
+
+def test_the_condition_says_how_far_a_fetch_is() -> None:
+    status = plan(observed(FETCHING), NOW).status
+    assert status is not None
+    (found,) = (c for c in status["conditions"] if c["type"] == "ModelReady")
+    assert found["message"].endswith(": fetches hf://a/b@main: 37 % of 236 GB, 1.1 GB/s, 2 min left")
