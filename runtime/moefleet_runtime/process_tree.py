@@ -10,11 +10,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 PROC: Final = Path("/proc")
+# In the environment of an engine host and of all that it starts, with a value that no other host has.
+HOST_VARIABLE: Final = "MOEFLEET_ENGINE_HOST"
 # Between two looks for processes that were just being started while others were ended.
 LOOK_AGAIN_S: Final = 0.02
 
@@ -51,29 +53,33 @@ def descendants(pid: int) -> dict[ProcessId, str]:
         born = {each for each, parent in everyone.items() if parent in generation and each not in found}
         for each in born:
             with contextlib.suppress(OSError):
-                line = (PROC / str(each.pid) / "cmdline").read_bytes()
-                found[each] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+                found[each] = _command_line(each)
         generation = {each.pid for each in born}
     return found
 
 
-def with_variable(name: str, value: str) -> list[int]:
-    """Processes that were started with this in their environment, ourselves left out."""
+def with_variable(name: str, value: str) -> dict[ProcessId, str]:
+    """Processes that were started with this in their environment, ourselves left out, with their command lines."""
     wanted = f"{name}={value}".encode()
-    found = []
+    found: dict[ProcessId, str] = {}
     for each in processes():
         with contextlib.suppress(OSError):
             environment = (PROC / str(each.pid) / "environ").read_bytes().split(b"\0")
             if wanted in environment and each.pid != os.getpid():
-                found.append(each.pid)
+                found[each] = _command_line(each)
     return found
 
 
-def end_with_variable(name: str, value: str, *, within_s: float) -> list[int]:
-    """Kills them until none is found; the numbers of those that are still there after `within_s` (stuck in a driver)."""
+def _command_line(process: ProcessId) -> str:
+    line = (PROC / str(process.pid) / "cmdline").read_bytes()
+    return line.replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def end_with_variable(name: str, value: str, *, within_s: float) -> Mapping[ProcessId, str]:
+    """Kills them until none is found; those that are still there after `within_s` (stuck in a driver)."""
     until_s = time.monotonic() + within_s
     while left := with_variable(name, value):
-        kill(left)
+        kill(each.pid for each in left)
         if time.monotonic() > until_s:
             break
         time.sleep(LOOK_AGAIN_S)

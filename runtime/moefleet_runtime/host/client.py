@@ -38,7 +38,7 @@ from moefleet_runtime.host.messages import (
 from moefleet_runtime.host.process import DUMP_SIGNAL
 from moefleet_runtime.host.reaper import Reaper
 from moefleet_runtime.host.stream import FaultKind, StreamFault, TokenStream
-from moefleet_runtime.process_tree import end_with_variable
+from moefleet_runtime.process_tree import HOST_VARIABLE, end_with_variable
 
 # After the socket closed: how long the exit status may take to arrive, so that the message can name the signal.
 EXIT_STATUS_WAIT_S = 2.0
@@ -46,8 +46,6 @@ EXIT_STATUS_WAIT_S = 2.0
 STOP_WAIT_S = 10.0
 # After the host: how long processes that it started may take to be gone, wherever they have put themselves.
 LEFT_OVER_WAIT_S = 5.0
-# In the environment of the host and of all that it starts, with a value that no other host has.
-HOST_VARIABLE = "MOEFLEET_ENGINE_HOST"
 # A load that the host reports knows what was sent this long before it came: the way through the socket and one look at the engine.
 REPORT_LAG_S = 0.1
 

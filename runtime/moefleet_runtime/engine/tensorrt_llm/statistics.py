@@ -95,4 +95,8 @@ class Reader:
                 self._over.wait(RETRY_S)
                 continue
             for record in records:
-                self._take(json.loads(record) if isinstance(record, str) else record)
+                try:
+                    self._take(json.loads(record) if isinstance(record, str) else record)
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    # Of another version: one record lost is better than all later ones.
+                    self.failed_total += 1

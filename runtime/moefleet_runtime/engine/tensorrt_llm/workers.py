@@ -6,17 +6,21 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from moefleet_runtime.process_tree import ProcessId, descendants
+from moefleet_runtime.process_tree import HOST_VARIABLE, ProcessId, descendants, with_variable
 
 # In the command line of a worker: mpi4py's pool under MPI, multiprocessing's with one GPU. Helpers that come and go
 # (compilers, resource trackers) have others.
 WORKER_MARKS: Final = ("mpi4py.futures", "multiprocessing.spawn")
 
 
+def ours() -> Mapping[ProcessId, str]:
+    """By the mark of the host process, where it has one: MPI's daemon may have left our family tree."""
+    mark = os.environ.get(HOST_VARIABLE)
+    return with_variable(HOST_VARIABLE, mark) if mark else descendants(os.getpid())
+
+
 class Workers:
-    def __init__(
-        self, look: Callable[[], Mapping[ProcessId, str]] = lambda: descendants(os.getpid())
-    ) -> None:
+    def __init__(self, look: Callable[[], Mapping[ProcessId, str]] = ours) -> None:
         self._look = look
         self._known: frozenset[ProcessId] = frozenset()
 
