@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import sys
+
+import uvloop
 
 from moefleet_operator.settings import Settings, SettingsError, load
 
@@ -20,7 +21,8 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"moefleet_operator cannot start: {error}\n")
         return 2
-    return asyncio.run(_run(settings))
+    code: int = uvloop.run(_run(settings))
+    return code
 
 
 async def _run(settings: Settings) -> int:

@@ -204,10 +204,10 @@ class Store:
                 # Heartbeats change nodes all the time; only what the scheduler looks at matters.
                 return set() if before is not None and _same_room(before, node) else set(self.fleets)
             case _:
-                before = self.children.get((kind, key))
+                was = self.children.get((kind, key))
                 self.children[kind, key] = raw
                 # A budget counts its pods in its status, at each of their changes.
-                return set() if before is not None and _same_but_status(before, raw) else self._owner_of(raw)
+                return set() if was is not None and _same_but_status(was, raw) else self._owner_of(raw)
 
     def _remove(self, kind: Kind, key: Key, uid: str) -> set[Key]:
         known = self._known(kind, key)

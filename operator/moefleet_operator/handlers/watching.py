@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import kopf
+import uvloop
 
 from moefleet_operator.core.events import ObjectChanged
 from moefleet_operator.kube.connect import Credentials
@@ -79,7 +80,7 @@ class WatchThread:
     def _run(self) -> None:
         problem: BaseException | None = None
         try:
-            asyncio.run(self._watch())
+            uvloop.run(self._watch())
         except BaseException as error:
             problem = error
         with contextlib.suppress(RuntimeError):
