@@ -1,174 +1,228 @@
 """The fleet between two ticks, compiled: replicas with continuous batching behind the gateway's router.
 
-The same as `reference.py`, request by request. What makes it quick: a sequence that decodes ends after a known number of steps,
-so each replica keeps a ring of buckets by step number, and a step costs the requests that begin or end in it, not those that run.
-All state is in flat arrays (`FleetArrays`), so that Python may look and change replicas between two calls. Times are seconds of
-the run, tokens are tokens.
+The same as `reference.py`, request by request and bit by bit. What makes it quick: a sequence that decodes ends after a known
+number of steps, so each replica keeps a ring of buckets by step number, and a step costs the requests that begin or end in it,
+not those that run. All state is in flat arrays, so that Python may look and change replicas between two calls: which column is
+what is in `layout.py`. Times are seconds of the run, tokens are tokens. What is due at one moment goes in this order: deaths and
+new replicas (between two calls), arrivals, ends of steps by the number of the replica.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import numba as nb
 import numpy as np
 
-# Steps ahead that a bucket ring covers; longer answers go round and are put back.
-RING: Final = 4096
-# Classes of prompts, powers of two, for the output prediction: the gateway's prior and memory (moefleet_gateway.picking.lengths).
-CLASSES: Final = 32
-PRIOR_OUTPUT_TOKENS: Final = 256.0
-MEMORY: Final = 200.0
-PRIOR_WEIGHT: Final = 4.0
-# As the gateway's picker: an output token weighs as two of the prompt, and a replica with so many waiting gets none.
-DECODE_WEIGHT: Final = 2.0
-QUEUE_AHEAD: Final = 32
-# Latency histograms: bins 0.5 % wide from 0.1 ms on, to 40,000 s.
-BINS: Final = 4096
-BIN_LOW_S: Final = 1e-4
-BIN_LOG: Final = 0.005
-WINDOW_S: Final = 300.0
-
-# Per replica, float64: end of the running step (inf: idle), its start, its prompt tokens; outstanding prompt tokens and
-# predicted answers of all that is here (lengths have heavy tails: what runs longest has most to come, so nothing is taken off while it runs); context tokens that decode, reserved ones; when it became ready; time and number of steps of late.
-F_END, F_START, F_CHUNK, F_PREFILL, F_DECODE, F_KV, F_RESERVED, F_READY_AT, F_STEP_S, F_STEPS = range(10)
-# Per replica, int64: takes new requests, is there at all, steps done, sequences that decode, waiting, in prefill, of these done
-# with this step, and the heads and tails of the two queues.
-(
-    I_OPEN,
-    I_ALIVE,
-    I_STEP,
-    I_DECODING,
-    I_WAITING,
-    I_PREFILLING,
-    I_DONE,
-    I_WAIT_HEAD,
-    I_WAIT_TAIL,
-    I_FILL_HEAD,
-    I_FILL_TAIL,
-) = range(11)
-# The gateway's queue, and the list of free slots, int64.
-G_HEAD, G_TAIL, G_COUNT, G_FREE, G_USED = range(5)
-# Per request slot: float64 arrival and first token; int32 prompt, answer, prompt left, predicted answer, answer left beyond the
-# ring, next slot of whatever list it is in, computed prompt tokens saved by a warm cache.
-A_ARRIVED, A_FIRST = range(2)
-T_INPUT, T_OUTPUT, T_LEFT, T_PREDICTED, T_MORE, T_NEXT, T_CACHED, T_ID = range(8)
-SLOT_COLUMNS: Final = 8
-# Totals, float64.
-# Requests, ended ones, those inside each limit and inside both; prompt and predicted answer tokens that wait in the gateway.
-X_REQUESTS, X_ENDED, X_TTFT_OK, X_TPOT_OK, X_OK, X_HELD_PREFILL, X_HELD_DECODE = range(7)
-SIGNALS: Final = 26
+from moefleet_replay import layout as k
 
 
 @nb.njit(cache=True)
 def _bin(value_s):  # type: ignore[no-untyped-def]
-    if value_s <= BIN_LOW_S:
+    if value_s <= k.BIN_LOW_S:
         return 0
-    return min(int(np.log(value_s / BIN_LOW_S) / BIN_LOG) + 1, BINS - 1)
+    return min(int(np.log(value_s / k.BIN_LOW_S) / k.BIN_LOG) + 1, k.BINS - 1)
 
 
 @nb.njit(cache=True)
 def _class(tokens):  # type: ignore[no-untyped-def]
-    k = 0
-    while tokens > 1 and k < CLASSES - 1:
+    kind = 0
+    while tokens > 1 and kind < k.CLASSES - 1:
         tokens >>= 1
-        k += 1
-    return k
+        kind += 1
+    return kind
 
 
 @nb.njit(cache=True)
-def begin(r, now, real, whole, slots, model, limits, row):  # type: ignore[no-untyped-def]
-    """Starts the next step of replica `r`, or leaves it idle: admission, then prompt chunks, as VirtualReplica.run_step."""
-    while whole[r, I_WAITING] > 0 and whole[r, I_PREFILLING] + whole[r, I_DECODING] < limits[0]:
-        slot = whole[r, I_WAIT_HEAD]
-        need = slots[slot, T_INPUT] + slots[slot, T_OUTPUT]
-        if real[r, F_RESERVED] + need > limits[1]:
-            break
-        real[r, F_RESERVED] += need
-        whole[r, I_WAIT_HEAD] = slots[slot, T_NEXT]
-        whole[r, I_WAITING] -= 1
-        slots[slot, T_NEXT] = -1
-        if whole[r, I_PREFILLING] == 0:
-            whole[r, I_FILL_HEAD] = slot
+def score(r, real, whole):  # type: ignore[no-untyped-def]
+    """What the router compares; infinite: gets none."""
+    if whole[r, k.I_OPEN] == 1 and whole[r, k.I_WAITING] < k.QUEUE_AHEAD:
+        return real[r, k.F_PREFILL] + k.DECODE_WEIGHT * real[r, k.F_DECODE]
+    return np.inf
+
+
+@nb.njit(cache=True)
+def _preempt(r, real, whole, ring, slots, totals):  # type: ignore[no-untyped-def]
+    """The youngest leaves for the head of the queue, with what it has produced."""
+    slot = whole[r, k.I_YOUNGEST]
+    if whole[r, k.I_PREFILLING] > 0:
+        # Prompts are read in the order of admission: the youngest is the last of them.
+        before = -1
+        place = whole[r, k.I_FILL_HEAD]
+        while place != slot:
+            before = place
+            place = slots[place, k.T_NEXT]
+        if before >= 0:
+            slots[before, k.T_NEXT] = -1
+        whole[r, k.I_FILL_TAIL] = before
+        whole[r, k.I_PREFILLING] -= 1
+        context = slots[slot, k.T_INPUT] + slots[slot, k.T_PRODUCED]
+        real[r, k.F_RESERVED] -= context + 1
+        real[r, k.F_FILLED] -= context - slots[slot, k.T_LEFT]
+    else:
+        index = slots[slot, k.T_DUE] & (ring.shape[1] - 1)
+        if ring[r, index] == slot:
+            ring[r, index] = slots[slot, k.T_NEXT]
         else:
-            slots[whole[r, I_FILL_TAIL], T_NEXT] = slot
-        whole[r, I_FILL_TAIL] = slot
-        whole[r, I_PREFILLING] += 1
+            place = ring[r, index]
+            while slots[place, k.T_NEXT] != slot:
+                place = slots[place, k.T_NEXT]
+            slots[place, k.T_NEXT] = slots[slot, k.T_NEXT]
+        left = slots[slot, k.T_MORE] + slots[slot, k.T_DUE] - whole[r, k.I_STEP]
+        slots[slot, k.T_PRODUCED] = slots[slot, k.T_OUTPUT] - left
+        slots[slot, k.T_LEFT] = 0
+        context = slots[slot, k.T_INPUT] + slots[slot, k.T_PRODUCED]
+        whole[r, k.I_DECODING] -= 1
+        real[r, k.F_RESERVED] -= context
+        real[r, k.F_KV] -= context
+    real[r, k.F_PREFILL] += context - slots[slot, k.T_HIT] - slots[slot, k.T_LEFT]
+    slots[slot, k.T_LEFT] = context - slots[slot, k.T_HIT]
+    _leave(r, slot, whole, slots)
+    if whole[r, k.I_WAITING] == 0:
+        whole[r, k.I_WAIT_TAIL] = slot
+        slots[slot, k.T_NEXT] = -1
+    else:
+        slots[slot, k.T_NEXT] = whole[r, k.I_WAIT_HEAD]
+    whole[r, k.I_WAIT_HEAD] = slot
+    whole[r, k.I_WAITING] += 1
+    totals[k.X_PREEMPTIONS] += 1.0
+
+
+@nb.njit(cache=True)
+def _leave(r, slot, whole, slots):  # type: ignore[no-untyped-def]
+    """Out of the list of admitted ones, which is kept only when preempting."""
+    older, younger = slots[slot, k.T_OLDER], slots[slot, k.T_YOUNGER]
+    if older >= 0:
+        slots[older, k.T_YOUNGER] = younger
+    if younger >= 0:
+        slots[younger, k.T_OLDER] = older
+    else:
+        whole[r, k.I_YOUNGEST] = older
+
+
+@nb.njit(cache=True)
+def begin(r, now, real, whole, ring, slots, totals, model, limits, row):  # type: ignore[no-untyped-def]
+    """Starts the next step of replica `r`, or leaves it idle: admission, then prompt chunks, as VirtualReplica.run_step."""
+    preempting = limits[k.L_PREEMPTING] != 0
+    soon = 0
+    if preempting:
+        while real[r, k.F_RESERVED] + whole[r, k.I_DECODING] > limits[k.L_KV]:
+            _preempt(r, real, whole, ring, slots, totals)
+        soon = whole[r, k.I_DECODING]
+    while (
+        whole[r, k.I_WAITING] > 0
+        and whole[r, k.I_PREFILLING] + whole[r, k.I_DECODING] < limits[k.L_SEQUENCES]
+    ):
+        slot = whole[r, k.I_WAIT_HEAD]
+        if preempting:
+            need = slots[slot, k.T_INPUT] + slots[slot, k.T_PRODUCED] + 1
+        else:
+            need = slots[slot, k.T_INPUT] + slots[slot, k.T_OUTPUT]
+        if real[r, k.F_RESERVED] + soon + need > limits[k.L_KV]:
+            break
+        real[r, k.F_RESERVED] += need
+        real[r, k.F_FILLED] += slots[slot, k.T_HIT]
+        whole[r, k.I_WAIT_HEAD] = slots[slot, k.T_NEXT]
+        whole[r, k.I_WAITING] -= 1
+        slots[slot, k.T_NEXT] = -1
+        if whole[r, k.I_PREFILLING] == 0:
+            whole[r, k.I_FILL_HEAD] = slot
+        else:
+            slots[whole[r, k.I_FILL_TAIL], k.T_NEXT] = slot
+        whole[r, k.I_FILL_TAIL] = slot
+        whole[r, k.I_PREFILLING] += 1
+        if preempting:
+            slots[slot, k.T_YOUNGER] = -1
+            slots[slot, k.T_OLDER] = whole[r, k.I_YOUNGEST]
+            if whole[r, k.I_YOUNGEST] >= 0:
+                slots[whole[r, k.I_YOUNGEST], k.T_YOUNGER] = slot
+            whole[r, k.I_YOUNGEST] = slot
         row[6] += 1.0
-    n = whole[r, I_DECODING]
-    left = whole[r, I_PREFILLING]
+    n = whole[r, k.I_DECODING]
+    left = whole[r, k.I_PREFILLING]
     if left == 0 and n == 0:
-        real[r, F_END] = np.inf
+        whole[r, k.I_RUNS] = 0
+        real[r, k.F_END] = np.inf
+        real[r, k.F_IDLE_AT] = now
         return
-    room = limits[2] - n
+    room = limits[k.L_CHUNK] - n
     if left > 0 and room < 1:
         room = 1
     used = 0
     done = 0
-    slot = whole[r, I_FILL_HEAD]
+    attended = 0.0
+    slot = whole[r, k.I_FILL_HEAD]
     while left > 0 and used < room:
-        part = min(slots[slot, T_LEFT], room - used)
-        slots[slot, T_LEFT] -= part
+        part = min(slots[slot, k.T_LEFT], room - used)
+        before = slots[slot, k.T_INPUT] + slots[slot, k.T_PRODUCED] - slots[slot, k.T_LEFT]
+        attended += part * (before + 0.5 * part)
+        slots[slot, k.T_LEFT] -= part
         used += part
-        if slots[slot, T_LEFT] > 0:
+        if slots[slot, k.T_LEFT] > 0:
             break
         done += 1
         left -= 1
-        slot = slots[slot, T_NEXT]
-    real[r, F_CHUNK] = used
-    whole[r, I_DONE] = done
-    real[r, F_START] = now
-    real[r, F_END] = now + (model[0] + model[1] * used + model[2] * n + model[3] * real[r, F_KV])
+        slot = slots[slot, k.T_NEXT]
+    real[r, k.F_CHUNK] = used
+    real[r, k.F_FILLED] += used
+    whole[r, k.I_DONE] = done
+    whole[r, k.I_RUNS] = 1
+    real[r, k.F_START] = now
+    linear = model[0] + model[1] * used + model[2] * n + model[3] * real[r, k.F_KV]
+    real[r, k.F_END] = now + (linear + model[4] * attended)
 
 
 @nb.njit(cache=True)
 def submit(r, slot, now, real, whole, slots, warm_s):  # type: ignore[no-untyped-def]
     """Request `slot` joins the queue of replica `r`. A cold cache knows nothing; after `warm_s` it knows what the trace says."""
-    cached = slots[slot, T_CACHED]
+    cached = slots[slot, k.T_CACHED]
     if cached > 0:
-        warm = 1.0 if warm_s <= 0.0 else min(1.0, (now - real[r, F_READY_AT]) / warm_s)
-        cached = min(int(cached * warm), slots[slot, T_INPUT] - 1)
-    slots[slot, T_LEFT] = slots[slot, T_INPUT] - cached
-    slots[slot, T_NEXT] = -1
-    if whole[r, I_WAITING] == 0:
-        whole[r, I_WAIT_HEAD] = slot
+        warm = 1.0 if warm_s <= 0.0 else min(1.0, (now - real[r, k.F_READY_AT]) / warm_s)
+        cached = min(int(cached * warm), slots[slot, k.T_INPUT] - 1)
+    slots[slot, k.T_HIT] = cached
+    slots[slot, k.T_LEFT] = slots[slot, k.T_INPUT] - cached
+    slots[slot, k.T_NEXT] = -1
+    if whole[r, k.I_WAITING] == 0:
+        whole[r, k.I_WAIT_HEAD] = slot
     else:
-        slots[whole[r, I_WAIT_TAIL], T_NEXT] = slot
-    whole[r, I_WAIT_TAIL] = slot
-    whole[r, I_WAITING] += 1
-    real[r, F_PREFILL] += slots[slot, T_LEFT]
-    real[r, F_DECODE] += slots[slot, T_PREDICTED]
+        slots[whole[r, k.I_WAIT_TAIL], k.T_NEXT] = slot
+    whole[r, k.I_WAIT_TAIL] = slot
+    whole[r, k.I_WAITING] += 1
+    real[r, k.F_PREFILL] += slots[slot, k.T_LEFT]
+    real[r, k.F_DECODE] += slots[slot, k.T_PREDICTED]
+    if whole[r, k.I_RUNS] == 0 and real[r, k.F_END] > now:
+        # Idle: it begins when everything that comes at this very moment is here.
+        real[r, k.F_END] = now
+
+
+@nb.njit(cache=True)
+def hold(slot, slots, gate, totals):  # type: ignore[no-untyped-def]
+    """To the end of the gateway's queue."""
+    slots[slot, k.T_NEXT] = -1
+    if gate[k.G_COUNT] == 0:
+        gate[k.G_HEAD] = slot
+    else:
+        slots[gate[k.G_TAIL], k.T_NEXT] = slot
+    gate[k.G_TAIL] = slot
+    gate[k.G_COUNT] += 1
+    totals[k.X_HELD_PREFILL] += slots[slot, k.T_INPUT]
+    totals[k.X_HELD_DECODE] += slots[slot, k.T_PREDICTED]
+
+
+@nb.njit(cache=True)
+def _next_held(slots, gate, totals):  # type: ignore[no-untyped-def]
+    slot = gate[k.G_HEAD]
+    gate[k.G_HEAD] = slots[slot, k.T_NEXT]
+    gate[k.G_COUNT] -= 1
+    totals[k.X_HELD_PREFILL] -= slots[slot, k.T_INPUT]
+    totals[k.X_HELD_DECODE] -= slots[slot, k.T_PREDICTED]
+    return slot
 
 
 @nb.njit(cache=True)
 def advance(  # type: ignore[no-untyped-def]
-    t0,
-    t1,
-    at,
-    inp,
-    out,
-    cached,
-    real,
-    whole,
-    ring,
-    clocks,
-    slots,
-    gate,
-    lengths,
-    series,
-    windows,
-    ttft_bins,
-    tpot_bins,
-    totals,
-    sums,
-    model,
-    limits,
-    objective,
-    warm_s,
-    replicas,
-    times,
-):
-    """Runs [t0, t1) whole seconds long; returns the number of replicas' steps. Arrivals are those of the interval, in order.
+    t0, t1, at, inp, out, cached, real, whole, ring, recent, clocks, slots, gate, lengths, series, minutes, ttft_bins,
+    tpot_bins, totals, sums, model, limits, objective, warm_s, replicas, times,
+):  # fmt: skip
+    """Runs the whole seconds [t0, t1); returns the steps of all replicas. Arrivals are those of the interval, in order.
 
     `times`: float64 (n, 2) for first and last token per request in arrival order, or empty: they are not kept."""
     ttft_limit, tpot_limit = objective[0], objective[1]
@@ -176,28 +230,77 @@ def advance(  # type: ignore[no-untyped-def]
     i = 0
     steps = 0
     keep = len(times) > 0
-    next_end = np.inf
-    next_r = -1
+    ring_mask = ring.shape[1] - 1
+    preempting = limits[k.L_PREEMPTING] != 0
+    # Side by side for the two scans: when each replica is next, and what the router thinks of it.
+    ends = np.empty(replicas)
+    scores = np.empty(replicas)
     for r in range(replicas):
-        if real[r, F_END] < next_end:
-            next_end = real[r, F_END]
-            next_r = r
+        ends[r] = real[r, k.F_END]
+        scores[r] = score(r, real, whole)
     for second in range(int(t0), int(t1)):
         row = series[second]
         end_s = second + 1.0
+        next_end = np.inf
+        next_r = -1
+        for q in range(replicas):
+            if ends[q] < next_end:
+                next_end = ends[q]
+                next_r = q
         while True:
             ta = at[i] if i < n_arrivals else np.inf
-            if next_end <= ta:
-                if next_end >= end_s:
+            if ta <= next_end:
+                if ta >= end_s:
                     break
+                # --- a request arrives -------------------------------------------------------------------------
+                slot = gate[k.G_FREE]
+                gate[k.G_FREE] = slots[slot, k.T_NEXT]
+                gate[k.G_USED] += 1
+                prompt = inp[i]
+                predicted = max(int(lengths[_class(prompt), 0] + 0.5), 1)
+                clocks[slot, k.A_ARRIVED] = ta
+                slots[slot, k.T_INPUT] = prompt
+                slots[slot, k.T_OUTPUT] = out[i]
+                slots[slot, k.T_PREDICTED] = predicted
+                slots[slot, k.T_CACHED] = cached[i]
+                slots[slot, k.T_MORE] = 0
+                slots[slot, k.T_PRODUCED] = 0
+                slots[slot, k.T_ID] = int(totals[k.X_REQUESTS])
+                totals[k.X_REQUESTS] += 1.0
+                minutes[int(ta / k.MINUTE_S), 0] += 1
+                row[0] += 1.0
+                row[1] += prompt
+                row[2] += cached[i]
+                row[3] += predicted
+                i += 1
+                best = -1
+                if gate[k.G_COUNT] == 0:
+                    least = np.inf
+                    for q in range(replicas):
+                        if scores[q] < least:
+                            least = scores[q]
+                            best = q
+                if best < 0:
+                    hold(slot, slots, gate, totals)
+                else:
+                    submit(best, slot, ta, real, whole, slots, warm_s)
+                    scores[best] = score(best, real, whole)
+                    ends[best] = real[best, k.F_END]
+                    if ends[best] < next_end or (ends[best] == next_end and best < next_r):
+                        next_end = ends[best]
+                        next_r = best
+                continue
+            if next_end >= end_s:
+                break
+            r = next_r
+            now = next_end
+            if whole[r, k.I_RUNS] == 1:
                 # --- a step ends -------------------------------------------------------------------------------
-                r = next_r
-                now = next_end
                 steps += 1
-                took = now - real[r, F_START]
-                n = whole[r, I_DECODING]
-                chunk = real[r, F_CHUNK]
-                kv = real[r, F_KV]
+                took = now - real[r, k.F_START]
+                n = whole[r, k.I_DECODING]
+                chunk = real[r, k.F_CHUNK]
+                kv = real[r, k.F_KV]
                 sums[0] += 1.0
                 sums[1] += took
                 sums[2] += chunk
@@ -212,61 +315,64 @@ def advance(  # type: ignore[no-untyped-def]
                 sums[11] += n * n
                 sums[12] += n * kv
                 sums[13] += kv * kv
+                done = whole[r, k.I_DONE]
                 row[24] += 1.0
                 row[25] += took
-                real[r, F_STEP_S] += took
-                real[r, F_STEPS] += 1.0
                 row[4] += chunk
-                real[r, F_PREFILL] -= chunk
-                done = whole[r, I_DONE]
                 row[5] += n + done
-                real[r, F_KV] += n
-                whole[r, I_STEP] += 1
-                index = whole[r, I_STEP] & (RING - 1)
+                real[r, k.F_STEP_S] += took
+                real[r, k.F_STEPS] += 1.0
+                real[r, k.F_PREFILL] -= chunk
+                real[r, k.F_KV] += n
+                if preempting:
+                    real[r, k.F_RESERVED] += n
+                whole[r, k.I_STEP] += 1
+                index = whole[r, k.I_STEP] & ring_mask
                 slot = ring[r, index]
                 ring[r, index] = -1
                 for source in range(2):
                     # First those whose bucket this is, then the prompts that are done with this step.
                     if source == 1:
-                        slot = whole[r, I_FILL_HEAD] if done > 0 else -1
+                        slot = whole[r, k.I_FILL_HEAD] if done > 0 else -1
                     while slot >= 0:
-                        following = slots[slot, T_NEXT]
-                        output = slots[slot, T_OUTPUT]
-                        ends = True
-                        if source == 0:
-                            if slots[slot, T_MORE] > 0:
-                                ends = False
-                        else:
+                        following = slots[slot, k.T_NEXT]
+                        output = slots[slot, k.T_OUTPUT]
+                        if source == 1:
                             if done == 0:
                                 break
                             done -= 1
-                            whole[r, I_PREFILLING] -= 1
-                            whole[r, I_FILL_HEAD] = following
-                            clocks[slot, A_FIRST] = now
-                            ttft = now - clocks[slot, A_ARRIVED]
-                            row[10] += 1.0
-                            row[11] += ttft
-                            ttft_bins[_bin(ttft)] += 1
-                            if ttft <= ttft_limit:
-                                totals[2] += 1.0
-                            real[r, F_KV] += slots[slot, T_INPUT] + 1
-                            whole[r, I_DECODING] += 1
-                            slots[slot, T_MORE] = output - 1
-                            ends = output == 1
-                        if not ends:
-                            ahead = min(slots[slot, T_MORE], RING - 1)
-                            slots[slot, T_MORE] -= ahead
-                            to = (whole[r, I_STEP] + ahead) & (RING - 1)
-                            slots[slot, T_NEXT] = ring[r, to]
+                            whole[r, k.I_PREFILLING] -= 1
+                            whole[r, k.I_FILL_HEAD] = following
+                            produced = slots[slot, k.T_PRODUCED]
+                            if produced == 0:
+                                clocks[slot, k.A_FIRST] = now
+                                row[10] += 1.0
+                                row[11] += now - clocks[slot, k.A_ARRIVED]
+                            context = slots[slot, k.T_INPUT] + produced
+                            real[r, k.F_FILLED] -= context
+                            real[r, k.F_KV] += context + 1
+                            whole[r, k.I_DECODING] += 1
+                            slots[slot, k.T_MORE] = output - produced - 1
+                        if slots[slot, k.T_MORE] > 0:
+                            ahead = min(slots[slot, k.T_MORE], ring_mask)
+                            slots[slot, k.T_MORE] -= ahead
+                            slots[slot, k.T_DUE] = whole[r, k.I_STEP] + ahead
+                            to = slots[slot, k.T_DUE] & ring_mask
+                            slots[slot, k.T_NEXT] = ring[r, to]
                             ring[r, to] = slot
                         else:
-                            first = clocks[slot, A_FIRST]
-                            arrived = clocks[slot, A_ARRIVED]
-                            prompt = slots[slot, T_INPUT]
-                            whole[r, I_DECODING] -= 1
-                            real[r, F_KV] -= prompt + output
-                            real[r, F_RESERVED] -= prompt + output
-                            real[r, F_DECODE] -= slots[slot, T_PREDICTED]
+                            first = clocks[slot, k.A_FIRST]
+                            arrived = clocks[slot, k.A_ARRIVED]
+                            prompt = slots[slot, k.T_INPUT]
+                            whole[r, k.I_DECODING] -= 1
+                            real[r, k.F_KV] -= prompt + output
+                            real[r, k.F_RESERVED] -= prompt + output
+                            real[r, k.F_DECODE] -= slots[slot, k.T_PREDICTED]
+                            if preempting:
+                                _leave(r, slot, whole, slots)
+                            ttft = first - arrived
+                            ttft_bins[_bin(ttft)] += 1
+                            ok_ttft = ttft <= ttft_limit
                             ok_tpot = True
                             if output > 1:
                                 tpot = (now - first) / (output - 1)
@@ -274,150 +380,106 @@ def advance(  # type: ignore[no-untyped-def]
                                 row[13] += tpot
                                 tpot_bins[_bin(tpot)] += 1
                                 ok_tpot = tpot <= tpot_limit
+                            totals[k.X_ENDED] += 1.0
+                            if ok_ttft:
+                                totals[k.X_TTFT_OK] += 1.0
                             if ok_tpot:
-                                totals[3] += 1.0
-                            totals[1] += 1.0
+                                totals[k.X_TPOT_OK] += 1.0
                             row[7] += 1.0
                             row[8] += prompt
                             row[9] += output
-                            if ok_tpot and first - arrived <= ttft_limit:
-                                totals[4] += 1.0
+                            if ok_tpot and ok_ttft:
+                                totals[k.X_OK] += 1.0
                                 row[14] += 1.0
-                                windows[int(arrived / WINDOW_S), 1] += 1
-                            k = _class(prompt)
-                            lengths[k, 1] = min(lengths[k, 1] + 1.0, MEMORY)
-                            lengths[k, 0] += (output - lengths[k, 0]) / lengths[k, 1]
+                                minutes[int(arrived / k.MINUTE_S), 1] += 1
+                            kind = _class(prompt)
+                            lengths[kind, 1] = min(lengths[kind, 1] + 1.0, k.MEMORY)
+                            lengths[kind, 0] += (output - lengths[kind, 0]) / lengths[kind, 1]
                             if keep:
-                                times[slots[slot, T_ID], 0] = first
-                                times[slots[slot, T_ID], 1] = now
-                            slots[slot, T_NEXT] = gate[G_FREE]
-                            gate[G_FREE] = slot
-                            gate[G_USED] -= 1
+                                times[slots[slot, k.T_ID], 0] = first
+                                times[slots[slot, k.T_ID], 1] = now
+                            slots[slot, k.T_NEXT] = gate[k.G_FREE]
+                            gate[k.G_FREE] = slot
+                            gate[k.G_USED] -= 1
                         slot = following
-                while gate[G_COUNT] > 0 and whole[r, I_OPEN] == 1 and whole[r, I_WAITING] < QUEUE_AHEAD:
-                    slot = gate[G_HEAD]
-                    gate[G_HEAD] = slots[slot, T_NEXT]
-                    gate[G_COUNT] -= 1
-                    totals[5] -= slots[slot, T_INPUT]
-                    totals[6] -= slots[slot, T_PREDICTED]
-                    submit(r, slot, now, real, whole, slots, warm_s)
-                begin(r, now, real, whole, slots, model, limits, row)
-                next_end = np.inf
-                for q in range(replicas):
-                    if real[q, F_END] < next_end:
-                        next_end = real[q, F_END]
-                        next_r = q
-            else:
-                if ta >= end_s:
-                    break
-                # --- a request arrives -------------------------------------------------------------------------
-                slot = gate[G_FREE]
-                gate[G_FREE] = slots[slot, T_NEXT]
-                gate[G_USED] += 1
-                prompt = inp[i]
-                k = _class(prompt)
-                predicted = max(int(lengths[k, 0] + 0.5), 1)
-                clocks[slot, A_ARRIVED] = ta
-                slots[slot, T_INPUT] = prompt
-                slots[slot, T_OUTPUT] = out[i]
-                slots[slot, T_PREDICTED] = predicted
-                slots[slot, T_CACHED] = cached[i]
-                slots[slot, T_MORE] = 0
-                if keep:
-                    slots[slot, T_ID] = int(totals[0])
-                totals[0] += 1.0
-                windows[int(ta / WINDOW_S), 0] += 1
-                row[0] += 1.0
-                row[1] += prompt
-                row[2] += cached[i]
-                row[3] += predicted
-                i += 1
-                best = -1
-                best_work = np.inf
-                for q in range(replicas):
-                    if whole[q, I_OPEN] == 1 and whole[q, I_WAITING] < QUEUE_AHEAD:
-                        work = real[q, F_PREFILL] + DECODE_WEIGHT * real[q, F_DECODE]
-                        if work < best_work:
-                            best_work = work
-                            best = q
-                if best < 0:
-                    slots[slot, T_NEXT] = -1
-                    if gate[G_COUNT] == 0:
-                        gate[G_HEAD] = slot
-                    else:
-                        slots[gate[G_TAIL], T_NEXT] = slot
-                    gate[G_TAIL] = slot
-                    gate[G_COUNT] += 1
-                    totals[5] += prompt
-                    totals[6] += predicted
-                else:
-                    submit(best, slot, ta, real, whole, slots, warm_s)
-                    if real[best, F_END] == np.inf:
-                        begin(best, ta, real, whole, slots, model, limits, row)
-                        if real[best, F_END] < next_end:
-                            next_end = real[best, F_END]
-                            next_r = best
-        row[15] = gate[G_COUNT]
-        row[18] = totals[5]
-        row[19] = totals[6]
+            begin(r, now, real, whole, ring, slots, totals, model, limits, row)
+            if gate[k.G_COUNT] > 0 and whole[r, k.I_OPEN] == 1:
+                # All others are full, or nothing would wait.
+                while gate[k.G_COUNT] > 0 and whole[r, k.I_WAITING] < k.QUEUE_AHEAD:
+                    submit(r, _next_held(slots, gate, totals), now, real, whole, slots, warm_s)
+            ends[r] = real[r, k.F_END]
+            scores[r] = score(r, real, whole)
+            next_end = np.inf
+            for q in range(replicas):
+                if ends[q] < next_end:
+                    next_end = ends[q]
+                    next_r = q
+        row[15] = gate[k.G_COUNT]
+        row[18] = totals[k.X_HELD_PREFILL]
+        row[19] = totals[k.X_HELD_DECODE]
         for q in range(replicas):
-            if whole[q, I_ALIVE] == 1:
-                row[16] += whole[q, I_WAITING]
-                row[17] += whole[q, I_PREFILLING] + whole[q, I_DECODING]
-                row[18] += real[q, F_PREFILL]
-                row[19] += real[q, F_DECODE]
-                row[20] += real[q, F_KV]
+            if whole[q, k.I_ALIVE] == 1:
+                row[16] += whole[q, k.I_WAITING]
+                row[17] += whole[q, k.I_PREFILLING] + whole[q, k.I_DECODING]
+                row[18] += real[q, k.F_PREFILL]
+                row[19] += real[q, k.F_DECODE]
+                row[20] += real[q, k.F_KV] + real[q, k.F_FILLED]
+                recent[q, second % k.RECENT_SLOTS, 0] = real[q, k.F_STEP_S]
+                recent[q, second % k.RECENT_SLOTS, 1] = real[q, k.F_STEPS]
     return steps
 
 
 @nb.njit(cache=True)
-def pump(now, real, whole, slots, gate, totals, model, limits, row, warm_s, replicas):  # type: ignore[no-untyped-def]
+def pump(now, real, whole, slots, gate, totals, warm_s, replicas):  # type: ignore[no-untyped-def]
     """What waits in the gateway goes to whoever has room, least work first: after a replica became ready or died."""
-    while gate[G_COUNT] > 0:
+    while gate[k.G_COUNT] > 0:
         best = -1
-        best_work = np.inf
+        least = np.inf
         for q in range(replicas):
-            if whole[q, I_OPEN] == 1 and whole[q, I_WAITING] < QUEUE_AHEAD:
-                work = real[q, F_PREFILL] + DECODE_WEIGHT * real[q, F_DECODE]
-                if work < best_work:
-                    best_work = work
-                    best = q
+            work = score(q, real, whole)
+            if work < least:
+                least = work
+                best = q
         if best < 0:
             return
-        slot = gate[G_HEAD]
-        gate[G_HEAD] = slots[slot, T_NEXT]
-        gate[G_COUNT] -= 1
-        totals[5] -= slots[slot, T_INPUT]
-        totals[6] -= slots[slot, T_PREDICTED]
-        submit(best, slot, now, real, whole, slots, warm_s)
-        if real[best, F_END] == np.inf:
-            begin(best, now, real, whole, slots, model, limits, row)
+        submit(best, _next_held(slots, gate, totals), now, real, whole, slots, warm_s)
 
 
 @nb.njit(cache=True)
 def kill(r, real, whole, ring, slots, gate, totals):  # type: ignore[no-untyped-def]
-    """Replica `r` dies: its requests begin again in the gateway, at the end of its queue, with the arrival that they had."""
-    for source in range(2 + RING):
+    """Replica `r` dies: its requests begin again in the gateway, at the end of its queue in the order in which they came.
+
+    They keep the arrival that they had; tokens that were sent are not sent again, so the first one of the new try counts."""
+    found = np.empty(whole[r, k.I_WAITING] + whole[r, k.I_PREFILLING] + whole[r, k.I_DECODING], np.int64)
+    count = 0
+    for source in range(2 + ring.shape[1]):
         if source == 0:
-            slot = whole[r, I_WAIT_HEAD] if whole[r, I_WAITING] > 0 else -1
+            slot = whole[r, k.I_WAIT_HEAD] if whole[r, k.I_WAITING] > 0 else -1
         elif source == 1:
-            slot = whole[r, I_FILL_HEAD] if whole[r, I_PREFILLING] > 0 else -1
+            slot = whole[r, k.I_FILL_HEAD] if whole[r, k.I_PREFILLING] > 0 else -1
         else:
             slot = ring[r, source - 2]
             ring[r, source - 2] = -1
         while slot >= 0:
-            following = slots[slot, T_NEXT]
-            slots[slot, T_MORE] = 0
-            slots[slot, T_NEXT] = -1
-            if gate[G_COUNT] == 0:
-                gate[G_HEAD] = slot
-            else:
-                slots[gate[G_TAIL], T_NEXT] = slot
-            gate[G_TAIL] = slot
-            gate[G_COUNT] += 1
-            totals[5] += slots[slot, T_INPUT]
-            totals[6] += slots[slot, T_PREDICTED]
-            slot = following
+            found[count] = slot
+            count += 1
+            slot = slots[slot, k.T_NEXT]
+    ids = np.empty(count, np.int64)
+    for j in range(count):
+        ids[j] = slots[found[j], k.T_ID]
+    for j in np.argsort(ids):
+        slot = found[j]
+        slots[slot, k.T_MORE] = 0
+        slots[slot, k.T_PRODUCED] = 0
+        hold(slot, slots, gate, totals)
+    totals[k.X_RETRIES] += count
+    clear(r, real, whole)
+
+
+@nb.njit(cache=True)
+def clear(r, real, whole):  # type: ignore[no-untyped-def]
+    """An empty row: nobody."""
     real[r, :] = 0.0
-    real[r, F_END] = np.inf
+    real[r, k.F_END] = np.inf
     whole[r, :] = 0
+    whole[r, k.I_YOUNGEST] = -1

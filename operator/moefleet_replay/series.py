@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from moefleet_replay.kernel import SIGNALS
+from moefleet_replay.layout import SIGNALS
 from moefleet_replay.observation import Signal
 
 

@@ -1,0 +1,187 @@
+"""The replicas of a fleet from creation to the end of their drain, and the state that the kernel moves requests in."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moefleet_replay.arrivals import Arrivals, ArrivalSource
+from moefleet_replay.engine import Engine
+from moefleet_replay.fleet_setup import FleetSetup
+from moefleet_replay.need import NeedBlocks
+from moefleet_replay.observation import Foresight, Observation, ReplicaView, Signal, StepSumsView
+from moefleet_replay.policy import ScalingPolicy
+from moefleet_replay.result import DecisionLine
+from moefleet_replay.series import FleetSeries
+
+COLD_STARTS_KEPT = 64
+# Rows beyond max_replicas: those that drain while others have come.
+SPARE_ROWS = 64
+
+
+@dataclass(slots=True)
+class Replica:
+    uid: int
+    created_s: int
+    ready_s: int
+    row: int = -1
+    drained_from_s: int = 0
+
+
+class Fleet:
+    def __init__(
+        self,
+        source: ArrivalSource,
+        policy: ScalingPolicy,
+        setup: FleetSetup,
+        engine_of: Callable[[FleetSetup, int, int], Engine],
+    ) -> None:
+        self.source, self.policy, self.setup = source, policy, setup
+        self.duration_s = math.ceil(source.duration_s)
+        rows = setup.max_replicas + SPARE_ROWS
+        self.engine = engine_of(setup, rows, self.duration_s)
+        self.series = FleetSeries(self.duration_s + 600)
+        self.free_rows = list(range(rows - 1, -1, -1))
+        self.pending: list[Replica] = []
+        self.ready: list[Replica] = []
+        self.draining: list[Replica] = []
+        self.cold_starts: deque[float] = deque(maxlen=COLD_STARTS_KEPT)
+        self.starts = self.peak = self.actions = 0
+        self.billed_s = 0.0
+        self.target = 0
+        self.decisions: list[DecisionLine] = []
+        self.need = NeedBlocks(self.duration_s)
+        self.steps = 0
+        self.seen: Observation | None = None
+
+    # --- replicas ---------------------------------------------------------------------------------------------
+
+    def create(self, now: int, *, at_once: bool = False) -> None:
+        number = self.starts
+        self.starts += 1
+        took = 0 if at_once else max(1, math.ceil(self.setup.cold_start.draw_s(self.setup.seed, number)))
+        self.pending.append(Replica(number, now, now + took))
+
+    def start_ready(self, now: int) -> None:
+        came = [r for r in self.pending if r.ready_s <= now]
+        if not came:
+            return
+        self.pending = [r for r in self.pending if r.ready_s > now]
+        for replica in came:
+            row = replica.row = self.free_rows.pop()
+            # Those of the start have been at work for long.
+            self.engine.open(row, now, warm=replica.ready_s == replica.created_s)
+            self.ready.append(replica)
+            if replica.ready_s > replica.created_s:
+                self.cold_starts.append(float(replica.ready_s - replica.created_s))
+        self.engine.pump(now)
+
+    def work(self, replica: Replica) -> float:
+        return self.engine.work(replica.row)
+
+    def remove(self, replica: Replica, at_s: float) -> None:
+        """Billed until `at_s`."""
+        self.billed_s += at_s - replica.created_s
+        if replica.row >= 0:
+            self.engine.clear(replica.row)
+            self.free_rows.append(replica.row)
+
+    def end_drained(self) -> None:
+        """Those whose last request has ended, billed until then."""
+        left: list[Replica] = []
+        for replica in self.draining:
+            idle_s = self.engine.idle_since_s(replica.row)
+            if idle_s is not None:
+                self.remove(replica, max(idle_s, replica.drained_from_s))
+            else:
+                left.append(replica)
+        self.draining = left
+
+    def scale(self, wanted: int, reason: str, now: int) -> None:
+        wanted = min(max(wanted, self.setup.min_replicas), self.setup.max_replicas)
+        if wanted != self.target:
+            self.actions += 1
+            self.decisions.append(DecisionLine(float(now), self.target, wanted, reason))
+            self.target = wanted
+        have = len(self.pending) + len(self.ready)
+        if have < wanted and getattr(self.policy, "resumes_draining", False):
+            for replica in sorted(self.draining, key=self.work, reverse=True)[: wanted - have]:
+                self.draining.remove(replica)
+                self.engine.offer(replica.row, True)
+                self.ready.append(replica)
+                have += 1
+            self.engine.pump(now)
+        for _ in range(wanted - have):
+            self.create(now)
+        excess = have - wanted
+        if excess > 0:
+            self.pending.sort(key=lambda r: r.created_s)
+            while excess > 0 and self.pending:
+                self.remove(self.pending.pop(), now)
+                excess -= 1
+            for replica in sorted(self.ready, key=self.work)[:excess]:
+                self.ready.remove(replica)
+                self.engine.offer(replica.row, False)
+                replica.drained_from_s = now
+                self.draining.append(replica)
+            self.end_drained()
+        self.peak = max(self.peak, len(self.pending) + len(self.ready))
+
+    def die(self, now: int, count: int) -> None:
+        for replica in sorted(self.ready, key=self.work, reverse=True)[:count]:
+            self.ready.remove(replica)
+            self.engine.kill(replica.row)
+            self.remove(replica, now)
+            # Its controller makes another at once, for every policy.
+            self.create(now)
+        self.engine.pump(now)
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def advance(self, start: int, end: int, arrivals: Arrivals) -> None:
+        self.series.reserve(end)
+        rows = self.series.rows
+        rows[start:end, Signal.READY] = len(self.ready)
+        rows[start:end, Signal.PENDING] = len(self.pending)
+        rows[start:end, Signal.DRAINING] = len(self.draining)
+        self.steps += self.engine.advance(start, end, arrivals, rows)
+        self.series.grow_to(end)
+
+    def observation(self, now: int, foresight: Foresight | None = None) -> Observation:
+        lost = any(a <= now < b for a, b in self.setup.lost)
+        stale = self.seen if lost else None
+        if stale is None:
+            self.series.now = max(0, now - self.setup.sample_lag_s)
+        oldest_s = self.engine.oldest_arrival_s()
+        self.seen = Observation(
+            now_s=float(now),
+            objective=self.setup.objective,
+            calibration=self.setup.calibration,
+            min_replicas=self.setup.min_replicas,
+            max_replicas=self.setup.max_replicas,
+            target=self.target,
+            ready=len(self.ready),
+            pending_ages_s=tuple(
+                float(now - r.created_s) for r in sorted(self.pending, key=lambda r: r.created_s)
+            ),
+            draining=len(self.draining),
+            cold_starts_s=tuple(self.cold_starts),
+            series=self.series,
+            replicas=self._views(now) if stale is None else stale.replicas,
+            steps=StepSumsView(*self.engine.sums.tolist()) if stale is None else stale.steps,
+            oldest_wait_s=(0.0 if oldest_s is None else now - oldest_s)
+            if stale is None
+            else stale.oldest_wait_s,
+            foresight=foresight,
+            metrics_lost=lost,
+        )
+        return self.seen
+
+    def _views(self, now: int) -> tuple[ReplicaView, ...]:
+        views = []
+        for replica in self.ready:
+            load = self.engine.load(replica.row, now)
+            views.append(ReplicaView(replica.uid, float(replica.ready_s), *load))
+        return tuple(views)
