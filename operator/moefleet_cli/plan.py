@@ -36,7 +36,8 @@ def plan_command(
     trace: Annotated[str | None, typer.Option(metavar="KIND:PATH", help="As in `moefleet replay`.")] = None,
     days: Annotated[str | None, typer.Option(metavar="A:B")] = None,
     scale: Annotated[float, typer.Option(help="Times the traffic.")] = 1.0,
-    replay: Annotated[bool, typer.Option(help="With a trace: run our policy on every request of it.")] = True,
+    replay: Annotated[bool, typer.Option(help="With a trace: run the policy on every request of it.")] = True,
+    policy: Annotated[str, typer.Option(metavar="NAME[:knob=value,...]", help="With a trace: who decides.")] = "moefleet",
     calibration: Annotated[str, typer.Option(help="What a replica can carry.")] = "announcement",
     objective: Annotated[str, typer.Option(help="Limits, and the percentage that must be inside both.")]
     = "ttft=2s,tpot=100ms,attainment=99",
@@ -72,7 +73,7 @@ def plan_command(
             raise PlanError("rate: give a rate with lengths, or a trace, not both")
         if traced:
             arguments = RunArguments(
-                trace=TraceArguments(text(rates), text(lengths), trace=trace, days=days, scale=scale), policy="moefleet" if replay else "static",
+                trace=TraceArguments(text(rates), text(lengths), trace=trace, days=days, scale=scale), policy=policy if replay else "static",
                 calibration=calibration, cold_start=cold_start, objective=objective, min_replicas=minimum,
                 max_replicas=maximum, gpu_hour_price=gpu_hour_price, seed=seed,
             )  # fmt: skip

@@ -178,12 +178,16 @@ def from_trace(
 def replayed(plan: Plan, result: RunResult, prices: Prices) -> Plan:
     """The plan with what our policy really had running: replicas ready and on their way, GPU-hours with starts and drains."""
     line = result.timeline
-    running = [r + p + d for r, p, d in zip(line.ready, line.pending, line.draining, strict=True)]
+    # The minutes in which the last requests run to their end are billed, but are no part of the day.
+    minutes = [s for s in line.minute_s if s < plan.days * DAY_S]
+    running = [
+        r + p + d for r, p, d, _ in zip(line.ready, line.pending, line.draining, minutes, strict=False)
+    ]
     if not running:
         raise PlanError("trace: shorter than a minute, so no replicas over time were recorded")
     windows = []
     for w in plan.windows:
-        inside = [r for s, r in zip(line.minute_s, running, strict=True) if w.start_s <= s < w.start_s + w.length_s]  # fmt: skip
+        inside = [r for s, r in zip(minutes, running, strict=True) if w.start_s <= s < w.start_s + w.length_s]  # fmt: skip
         replicas = sum(inside) / len(inside) if inside else w.replicas
         windows.append(PlanWindow(w.start_s, w.length_s, w.requests_per_s, w.mix, w.need, replicas, w.bound))
     most = max(running)

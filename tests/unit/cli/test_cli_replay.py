@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,41 @@ def test_a_sparkline_shows_the_highest_of_what_shares_a_character() -> None:
     assert sparkline([0, 0, 8, 0], 2) == "▁█"
     assert sparkline([1, 2, 3], 72) == "▃▆█"
     assert sparkline([0, 0], 72) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    "command", [["policies"], ["plan", "--rate", "1"], ["replay", "--policy", "static", "--seed", "0"]]
+)
+def test_without_the_extra_the_command_says_which_one(command: list[str]) -> None:
+    # A process of its own: here everything is imported already.
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        f"from moefleet_cli.app import run\nsys.exit(run({command!r}))"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == Exit.FAILED
+    assert (
+        f"`moefleet {command[0]}` needs the extra `replay` (numpy is missing): pip install 'moefleet[replay]'"
+        in done.stderr
+    )
+
+
+def test_a_plan_from_a_trace_is_what_the_policy_had_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--trace", "synthetic:constant,duration_s=1800,rate=5", "--output", "json"]
+    assert run([*arguments, "--no-replay"]) == Exit.OK
+    formula = json.loads(capsys.readouterr().out)
+    assert (formula["source"], formula["attainment"], formula["most_replicas"]) == ("closed form", None, 1)
+    plot = tmp_path / "plan.html"
+    assert run([*arguments, "--policy", "static:replicas=3", "--plot", str(plot)]) == Exit.OK
+    found = json.loads(capsys.readouterr().out)
+    # One replica at first, three as soon as the policy is asked; all of them hold.
+    assert (found["source"], found["attainment"], found["most_replicas"]) == ("replay", 1.0, 3)
+    assert 1800 * 3 * 8 / 3600 <= found["gpu_hours"] < 2000 * 3 * 8 / 3600
+    assert found["cost"] == pytest.approx(found["gpu_hours"] * 14)
+    assert found["input_tokens"] == formula["input_tokens"]
+    assert plot.read_text().count("<svg ") == 1
