@@ -188,6 +188,13 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
             + (f" ({source})" if source else ""),
         )
     )
+    allowed, balance = take("allowed_share"), take("budget_balance")
+    if allowed > 0:
+        # Half a day is the law's own unit of what may be missed.
+        spent = f"{balance:.2f} half days of it are unspent" if balance >= 0 else f"overdrawn by {-balance:.2f} half days of it"  # fmt: skip
+        said.append(
+            ("misses allowed", f"{100 * allowed:.3g} % of requests are left out by the headroom; {spent}")
+        )
     if (backlog := take("backlog")) > 0:
         said.append(("backlog", f"{backlog:.2f} replicas, so that what waits is gone in time"))
     if (kv := take("kv")) > 0:

@@ -64,9 +64,19 @@ def test_what_is_nothing_is_not_said_and_what_is_new_is_shown_as_it_is() -> None
 def test_all_that_the_operator_says_today_has_words_of_its_own() -> None:
     # A new term of the operator falls through to "shown as it is": then it is time for a sentence.
     said = dict(sentences({name: value or 1 for name, value in TERMS.items()}))
-    assert list(said) == [
-        "arriving work", "capacity", "forecast", "headroom", "backlog", "KV caches", "need", "failed starts", "hold", "bypass",
-    ]  # fmt: skip
+    words = {
+        "arriving work", "capacity", "forecast", "headroom", "misses allowed", "backlog", "KV caches", "need", "failed starts", "hold", "bypass",
+    }  # fmt: skip
+    assert set(said) <= words
+
+
+@pytest.mark.parametrize(
+    ("balance", "wanted"),
+    [(0.4, "0.40 half days of it are unspent"), (-1.5, "overdrawn by 1.50 half days of it")],
+)
+def test_the_budget_of_misses_is_told(balance: float, wanted: str) -> None:
+    said = dict(sentences(TERMS | {"allowed_share": 0.0125, "budget_balance": balance}))
+    assert said["misses allowed"] == f"1.25 % of requests are left out by the headroom; {wanted}"
 
 
 def test_the_ring_is_read_in_time_and_what_cannot_be_read_is_left_out() -> None:
