@@ -59,6 +59,8 @@ class TelemetryHub:
         self._changed_loads: set[str] = set()
         self._changed_gateways: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
+        # When it will run, by the loop's clock: not every loop's handle knows.
+        self._flush_at = 0.0
 
     # --- whom to listen to ---------------------------------------------------------------------------------------
 
@@ -259,10 +261,12 @@ class TelemetryHub:
 
     def _tell_in(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
+        at = loop.time() + delay_s
         if self._flush is not None:
-            if self._flush.when() <= loop.time() + delay_s:
+            if self._flush_at <= at:
                 return
             self._flush.cancel()
+        self._flush_at = at
         self._flush = loop.call_later(delay_s, self._tell)
 
     def _tell(self) -> None:
