@@ -41,6 +41,10 @@ class Engine(Protocol):
     # First and last token by request in the order of arrival, NaN before; empty when they are not kept.
     times: Floats
 
+    def widen(self, rows: int) -> None:
+        """So many more rows."""
+        ...
+
     def open(self, row: int, now: int, *, warm: bool) -> None:
         """A ready replica, that takes requests."""
         ...
@@ -85,12 +89,11 @@ class CompiledEngine:
             [limits.max_sequences, limits.kv_max_tokens, limits.max_batch_tokens, setup.preempting], np.int64
         )
         self.objective = np.array([setup.objective.ttft_s, setup.objective.tpot_s])
-        self.real = np.zeros((rows, k.REAL_COLUMNS))
-        self.real[:, k.F_END] = np.inf
-        self.whole = np.zeros((rows, k.WHOLE_COLUMNS), np.int64)
-        self.whole[:, k.I_YOUNGEST] = -1
-        self.ring = np.full((rows, ring), -1, np.int32)
-        self.recent = np.zeros((rows, k.RECENT_SLOTS, 2))
+        self.real = np.zeros((0, k.REAL_COLUMNS))
+        self.whole = np.zeros((0, k.WHOLE_COLUMNS), np.int64)
+        self.ring = np.zeros((0, ring), np.int32)
+        self.recent = np.zeros((0, k.RECENT_SLOTS, 2))
+        self.widen(rows)
         self.clocks = np.zeros((0, 2))
         self.slots = np.zeros((0, k.SLOT_COLUMNS), np.int32)
         self.gate = np.zeros(5, np.int64)
@@ -101,6 +104,16 @@ class CompiledEngine:
         self.totals, self.sums = np.zeros(k.TOTALS), np.zeros(14)
         self.times: Floats = np.zeros((0, 2))
         self._rows_used = 0
+
+    def widen(self, rows: int) -> None:
+        more = np.zeros((rows, k.REAL_COLUMNS))
+        more[:, k.F_END] = np.inf
+        self.real = np.concatenate([self.real, more])
+        nobody = np.zeros((rows, k.WHOLE_COLUMNS), np.int64)
+        nobody[:, k.I_YOUNGEST] = -1
+        self.whole = np.concatenate([self.whole, nobody])
+        self.ring = np.concatenate([self.ring, np.full((rows, self.ring.shape[1]), -1, np.int32)])
+        self.recent = np.concatenate([self.recent, np.zeros((rows, k.RECENT_SLOTS, 2))])
 
     def open(self, row: int, now: int, *, warm: bool) -> None:
         self._rows_used = max(self._rows_used, row + 1)

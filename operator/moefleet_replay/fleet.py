@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,7 +34,14 @@ FETCH_S = 600.0
 
 
 class RunError(ValueError):
-    """The trace holds what no replica can take; the text says which request."""
+    """A request that no replica can take, or a restart that is not possible; the text says which."""
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    def restart(self) -> None:
+        """As its controller does when it begins anew with what it kept."""
+        ...
 
 
 class _Feed:
@@ -78,19 +86,23 @@ def run(
     progress: Callable[[float], None] | None = None,
     *,
     foresees: bool = False,
+    rebuild: Callable[[], ScalingPolicy] | None = None,
     engine_of: Callable[[FleetSetup, int, int], Engine] = CompiledEngine,
 ) -> RunResult:
     """The whole trace and the end of its last request. `progress` gets the second that is reached, each simulated hour.
 
     With `foresees` the source is walked twice from its start. A policy that has `resumes_draining` set gets draining replicas
-    back before new ones are made. RunError: a request that no replica can take."""
+    back before new ones are made. At `setup.restarts` a policy with `restart()` is told so, any other is made anew by `rebuild`.
+    The first tick comes after one interval: before, nobody has seen anything. RunError: a request that no replica can take, or
+    a restart of a policy that cannot be made anew."""
     compile_s = warm_up(setup)
     begun = time.perf_counter()
     foresight = SourceForesight(source, setup.calibration, setup.objective.tpot_s) if foresees else None
     fleet = Fleet(source, policy, setup, engine_of)
     feed = _Feed(fleet)
     _start(fleet, feed.peek(1.0))
-    interval, next_tick, now, end = max(1, round(policy.interval_s)), 0, 0, fleet.duration_s
+    interval = max(1, round(policy.interval_s))
+    next_tick, now, end = interval, 0, fleet.duration_s
     restarts = deque(sorted(setup.restarts))
     deaths = deque(sorted(setup.deaths, key=lambda d: d.at_s))
     while now < end or (fleet.engine.in_flight() > 0 and now < end + TAIL_LIMIT_S):
@@ -100,7 +112,7 @@ def run(
         fleet.end_drained()
         if restarts and restarts[0] <= now:
             restarts.popleft()
-            policy.restart()  # type: ignore[attr-defined]
+            policy = fleet.policy = _restarted(policy, rebuild)
         if now >= next_tick:
             wanted = policy.decide(fleet.observation(now, foresight))
             fleet.scale(wanted.replicas, wanted.reason, now)
@@ -133,6 +145,15 @@ def warm_up(setup: FleetSetup) -> float:
     fleet.advance(0, 1, _none())
     fleet.die(1, 1)
     return time.perf_counter() - begun
+
+
+def _restarted(policy: ScalingPolicy, rebuild: Callable[[], ScalingPolicy] | None) -> ScalingPolicy:
+    if isinstance(policy, Restartable):
+        policy.restart()
+        return policy
+    if rebuild is None:
+        raise RunError(f"restarts: {type(policy).__name__} has no restart(), and run() was given no rebuild")
+    return rebuild()
 
 
 def _start(fleet: Fleet, first_second: Arrivals) -> None:

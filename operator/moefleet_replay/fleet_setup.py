@@ -39,7 +39,7 @@ class FleetSetup:
     policy_name: str = ""
     # Keep first and last token of every request (16 bytes each) for tests.
     keep_times: bool = False
-    # The policy's memory is lost at these seconds (F10); it must have `restart()`.
+    # The policy's controller begins anew at these seconds (F10).
     restarts: tuple[int, ...] = ()
     # Admit by what is there now and preempt the youngest, instead of guaranteed no eviction.
     preempting: bool = False

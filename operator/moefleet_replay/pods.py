@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from moefleet_replay.result import DecisionLine
 from moefleet_replay.series import FleetSeries
 
 COLD_STARTS_KEPT = 64
-# Rows beyond max_replicas: those that drain while others have come.
+# Rows beyond max_replicas, for those that drain while others have come; more are made when there are more.
 SPARE_ROWS = 64
 
 
@@ -43,7 +44,9 @@ class Fleet:
         rows = setup.max_replicas + SPARE_ROWS
         self.engine = engine_of(setup, rows, self.duration_s)
         self.series = FleetSeries(self.duration_s + 600)
-        self.free_rows = list(range(rows - 1, -1, -1))
+        # The lowest comes first, so that the kernel looks at few rows. In order, it is a heap.
+        self.free_rows = list(range(rows))
+        self.rows = rows
         self.pending: list[Replica] = []
         self.ready: list[Replica] = []
         self.draining: list[Replica] = []
@@ -70,13 +73,20 @@ class Fleet:
             return
         self.pending = [r for r in self.pending if r.ready_s > now]
         for replica in came:
-            row = replica.row = self.free_rows.pop()
+            row = replica.row = self.take_row()
             # Those of the start have been at work for long.
             self.engine.open(row, now, warm=replica.ready_s == replica.created_s)
             self.ready.append(replica)
             if replica.ready_s > replica.created_s:
                 self.cold_starts.append(float(replica.ready_s - replica.created_s))
         self.engine.pump(now)
+
+    def take_row(self) -> int:
+        if not self.free_rows:
+            self.engine.widen(SPARE_ROWS)
+            self.free_rows = list(range(self.rows, self.rows + SPARE_ROWS))
+            self.rows += SPARE_ROWS
+        return heapq.heappop(self.free_rows)
 
     def work(self, replica: Replica) -> float:
         return self.engine.work(replica.row)
@@ -86,7 +96,7 @@ class Fleet:
         self.billed_s += at_s - replica.created_s
         if replica.row >= 0:
             self.engine.clear(replica.row)
-            self.free_rows.append(replica.row)
+            heapq.heappush(self.free_rows, replica.row)
 
     def end_drained(self) -> None:
         """Those whose last request has ended, billed until then."""

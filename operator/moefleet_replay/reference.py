@@ -80,6 +80,9 @@ class ReferenceEngine:
 
     # --- replicas ---------------------------------------------------------------------------------------------
 
+    def widen(self, rows: int) -> None:
+        """Any row will do."""
+
     def open(self, row: int, now: int, *, warm: bool) -> None:
         replica = VirtualReplica(self.calibration, preempting=self.setup.preempting)
         self.rows[row] = _Row(replica, -math.inf if warm else float(now), float(now))

@@ -122,8 +122,9 @@ def test_the_stories_tell_what_their_names_say():
 
 def test_draining_replicas_come_back_when_the_policy_says_so():
     source = poisson(30, 60, 14, answer=400)
-    _, script, with_resume = both(source, [6, 2, 6], setup_of(made()), resumes_draining=True)
-    _, _, without = both(source, [6, 2, 6], setup_of(made()))
+    setup = setup_of(made(), initial_replicas=6)
+    _, script, with_resume = both(source, [6, 2, 6], setup, resumes_draining=True)
+    _, _, without = both(source, [6, 2, 6], setup)
     assert with_resume.summary.replica_starts < without.summary.replica_starts
     assert [o.draining for o in script.seen[2:4]] == [4, 0]
 
