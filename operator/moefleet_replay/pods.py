@@ -13,6 +13,7 @@ from moefleet_replay.engine import Engine
 from moefleet_replay.fleet_setup import FleetSetup
 from moefleet_replay.need import NeedBlocks
 from moefleet_replay.observation import Foresight, Observation, ReplicaView, Signal, StepSumsView
+from moefleet_replay.planned import Moves, PodSeen, plain, planned
 from moefleet_replay.policy import ScalingPolicy
 from moefleet_replay.result import DecisionLine
 from moefleet_replay.series import FleetSeries
@@ -27,6 +28,8 @@ class Replica:
     uid: int
     created_s: int
     ready_s: int
+    # In the name of its pod: the lowest that was free.
+    slot: int
     row: int = -1
     drained_from_s: int = 0
 
@@ -65,7 +68,9 @@ class Fleet:
         number = self.starts
         self.starts += 1
         took = 0 if at_once else max(1, math.ceil(self.setup.cold_start.draw_s(self.setup.seed, number)))
-        self.pending.append(Replica(number, now, now + took))
+        taken = {r.slot for r in (*self.pending, *self.ready, *self.draining)}
+        slot = next(s for s in range(len(taken) + 1) if s not in taken)
+        self.pending.append(Replica(number, now, now + took, slot))
 
     def start_ready(self, now: int) -> None:
         came = [r for r in self.pending if r.ready_s <= now]
@@ -115,29 +120,49 @@ class Fleet:
             self.actions += 1
             self.decisions.append(DecisionLine(float(now), self.target, wanted, reason))
             self.target = wanted
-        have = len(self.pending) + len(self.ready)
-        if have < wanted and getattr(self.policy, "resumes_draining", False):
-            for replica in sorted(self.draining, key=self.work, reverse=True)[: wanted - have]:
-                self.draining.remove(replica)
-                self.engine.offer(replica.row, True)
-                self.ready.append(replica)
-                have += 1
-            self.engine.pump(now)
-        for _ in range(wanted - have):
-            self.create(now)
-        excess = have - wanted
-        if excess > 0:
-            self.pending.sort(key=lambda r: r.created_s)
-            while excess > 0 and self.pending:
-                self.remove(self.pending.pop(), now)
-                excess -= 1
-            for replica in sorted(self.ready, key=self.work)[:excess]:
-                self.ready.remove(replica)
-                self.engine.offer(replica.row, False)
-                replica.drained_from_s = now
-                self.draining.append(replica)
-            self.end_drained()
+        if len(self.pending) + len(self.ready) != wanted:
+            seen = self._pods()
+            resumes = getattr(self.policy, "resumes_draining", False)
+            self._move(planned(seen, wanted, float(now)) if resumes else plain(seen, wanted), now)
         self.peak = max(self.peak, len(self.pending) + len(self.ready))
+
+    def _pods(self) -> list[PodSeen]:
+        seen = [PodSeen(r.uid, r.slot, float(r.created_s)) for r in self.pending]
+        for replicas, draining in ((self.ready, False), (self.draining, True)):
+            for replica in replicas:
+                load = self.engine.load(replica.row, 0)
+                tokens = load.outstanding_prefill_tokens + load.outstanding_decode_tokens
+                pod = PodSeen(
+                    replica.uid,
+                    replica.slot,
+                    float(replica.created_s),
+                    tokens,
+                    load.running,
+                    load.queued,
+                    draining,
+                )
+                seen.append(pod)
+        return seen
+
+    def _move(self, moves: Moves, now: int) -> None:
+        leave, back = set(moves.leave), set(moves.resume)
+        for replica in [r for r in self.pending if r.uid in leave]:
+            self.pending.remove(replica)
+            self.remove(replica, now)
+        for replica in [r for r in self.ready if r.uid in leave]:
+            self.ready.remove(replica)
+            self.engine.offer(replica.row, False)
+            replica.drained_from_s = now
+            self.draining.append(replica)
+        self.end_drained()
+        for replica in [r for r in self.draining if r.uid in back]:
+            self.draining.remove(replica)
+            self.engine.offer(replica.row, True)
+            self.ready.append(replica)
+        if back:
+            self.engine.pump(now)
+        for _ in range(moves.create):
+            self.create(now)
 
     def die(self, now: int, count: int) -> None:
         for replica in sorted(self.ready, key=self.work, reverse=True)[:count]:
