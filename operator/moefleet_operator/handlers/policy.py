@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from moefleet_perf import (
@@ -38,6 +39,12 @@ def policy(spec: MoEFleetSpec) -> Policy:
     )
 
 
+# Files of the package, which every fleet asks for at every tick.
+@lru_cache(maxsize=64)
+def _packaged(name: str) -> Calibration:
+    return load_calibration(name)
+
+
 def calibration(engine: EngineSpec) -> Calibration | None:
     """None: nobody knows what a replica of this fleet carries."""
     # With attention data parallelism each rank has a batch of its own.
@@ -46,13 +53,14 @@ def calibration(engine: EngineSpec) -> Calibration | None:
         match engine.type:
             case "Simulated":
                 # As the engine itself reads its arguments: what it will be is what we count on.
-                named = load_calibration(engine.args.get("calibration", EIGHT_H800))
+                given = engine.args.get("calibration", EIGHT_H800)
+                named = _packaged(given) if isinstance(given, str) else load_calibration(given)
                 return scaled(_limited(named, engine, ranks), _speed(engine))
             case "Torch":
                 # One device, one batch. Checkpoints other than the tiny one are slower; their own steps say by how much.
-                return _limited(load_calibration(TINY_CPU), engine, 1)
+                return _limited(_packaged(TINY_CPU), engine, 1)
             case "TensorRTLLM":
-                return _limited(load_calibration(EIGHT_H800), engine, ranks)
+                return _limited(_packaged(EIGHT_H800), engine, ranks)
     except (CalibrationError, TypeError, ValueError):
         # Wrong arguments are the planner's to tell; here they only mean that the capacity is not known.
         return None

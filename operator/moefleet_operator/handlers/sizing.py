@@ -17,6 +17,7 @@ from moefleet_operator.core.events import DecisionMade, Event, Json, Key, Number
 from moefleet_operator.core.ports import View
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.metrics import Metrics
+from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Decision, State, decide, remember
 from moefleet_operator.telemetry import GatewayTarget, ReplicaTarget, TelemetryHub
@@ -68,7 +69,9 @@ class Sizing:
         self._memories: dict[Key, _Memory] = {}
         # What was said of fleets that could not be decided on.
         self._errors: dict[Key, str] = {}
-        self._targets: tuple[frozenset[GatewayTarget], frozenset[ReplicaTarget]] | None = None
+        self._gateways: frozenset[GatewayTarget] | None = None
+        # By pod uid, and what each was made from: most of a thousand pods are what they were half a second ago.
+        self._replicas: dict[str, tuple[PodFacts, ReplicaTarget]] | None = None
 
     async def run(self) -> None:
         next_tick = self._clock.now()
@@ -90,25 +93,22 @@ class Sizing:
             for pod in self._view.gateways()
             if pod.ip
         )
-        replicas = frozenset(
-            ReplicaTarget(
-                replica.uid,
-                fleet,
-                _uid(raw),
-                _address(replica.pod.ip, names.PORT_CONTROL),
-                ready=replica.ready,
-            )
+        if gateways != self._gateways:
+            self._hub.set_gateways(gateways)
+            self._gateways = gateways
+        before = self._replicas or {}
+        replicas = {
+            replica.uid: _replica_target(fleet, raw, replica, before.get(replica.uid))
             for fleet, raw in self._view.fleets().items()
             for replica in self._view.replicas(fleet)
             if replica.pod.ip and not replica.pod.finished
+        }
+        changed = replicas.keys() != before.keys() or any(
+            target is not before[uid][1] for uid, (_, target) in replicas.items()
         )
-        if self._targets == (gateways, replicas):
-            return
-        if self._targets is None or self._targets[0] != gateways:
-            self._hub.set_gateways(gateways)
-        if self._targets is None or self._targets[1] != replicas:
-            self._hub.set_replicas(replicas)
-        self._targets = (gateways, replicas)
+        if changed or self._replicas is None:
+            self._hub.set_replicas(target for _, target in replicas.values())
+        self._replicas = replicas
 
     def tick(self) -> None:
         fleets = self._view.fleets()
@@ -221,6 +221,19 @@ class Sizing:
         self._errors.pop(fleet, None)
         self._hub.forget(fleet)
         self._metrics.forget(fleet.namespace, fleet.name)
+
+
+def _replica_target(
+    fleet: Key, raw: Json, replica: Replica, before: tuple[PodFacts, ReplicaTarget] | None
+) -> tuple[PodFacts, ReplicaTarget]:
+    """The target of before, the same object, when it is no other."""
+    pod = replica.pod
+    if before is not None and before[0] is pod:
+        return before
+    target = ReplicaTarget(
+        pod.uid, fleet, _uid(raw), _address(pod.ip, names.PORT_CONTROL), ready=replica.ready
+    )
+    return (pod, before[1] if before is not None and before[1] == target else target)
 
 
 def _address(ip: str, port: int) -> str:

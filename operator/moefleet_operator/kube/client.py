@@ -27,16 +27,16 @@ class AioTransport:
         timeout = aiohttp.ClientTimeout(total=request.timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         headers = {"Accept": "application/json", "Content-Type": request.content_type}
         try:
-            verb, url, headers, body, _ = await self._client.param_serialize(
+            verb, url, headers, _, _ = await self._client.param_serialize(
                 request.verb,
                 request.path,
                 query_params=list(request.query),
                 header_params=headers,
-                body=request.body,
                 auth_settings=["BearerToken"],
             )
+            # Our bodies are JSON already: looking through them for models, as it does for its own, would only copy them.
             raw = await self._client.call_api(
-                verb, url, header_params=headers, body=body, _request_timeout=timeout
+                verb, url, header_params=headers, body=request.body, _request_timeout=timeout
             )
             content = await raw.read()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

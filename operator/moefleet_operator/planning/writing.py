@@ -1,4 +1,4 @@
-"""When a status is worth a write: target and Ready at once, other changes every second, numbers and texts every 30 s."""
+"""When a status is worth a write: target and Ready at once, other changes every 2 s, numbers and texts every 30 s."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .children import difference
 from .observed import Json
 
 # Many replicas start within a second, and each may turn a reason; nobody reads faster than that.
-CHANGES_EVERY_S = 1.0
+CHANGES_EVERY_S = 2.0
 # Rapidly changing numbers belong into metrics; status is for people.
 NUMBERS_EVERY_S = 30.0
 

@@ -53,10 +53,10 @@ class RenderedPod:
         return names.pod_name(self.fleet, self.revision, slot)
 
     def at(self, slot: int) -> Json:
-        body: Json = copy.deepcopy(dict(self.body))
-        body["metadata"]["name"] = self.name(slot)
-        body["metadata"]["labels"][names.LABEL_SLOT] = str(slot)
-        return body
+        """All slots share what is equal in them: the body is to be read, not to be changed."""
+        metadata = self.body["metadata"]
+        labels = {**metadata["labels"], names.LABEL_SLOT: str(slot)}
+        return {**self.body, "metadata": {**metadata, "name": self.name(slot), "labels": labels}}
 
 
 def render_pod(fleet: MoEFleet, *, gateway: bool, token_sha256: str) -> RenderedPod | Problem:

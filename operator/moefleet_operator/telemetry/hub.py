@@ -84,6 +84,8 @@ class TelemetryHub:
         before, self._replica_targets = self._replica_targets, targets
         for uid, old in before.items():
             new = targets.get(uid)
+            if new is old:
+                continue
             if new is None or replace(new, ready=old.ready) != old:
                 self._stop(uid)
         if self._running:
@@ -241,7 +243,9 @@ class TelemetryHub:
         link = self._links.get(uid)
         if link is None or link.why:
             self._links[uid] = Link(uid, address, why="")
-            _log.info("telemetry_connected", uid=uid, address=address)
+            # That a new pod answers is what pods do.
+            if link is not None:
+                _log.info("telemetry_connected", uid=uid, address=address)
 
     def _unwell(self, uid: str, address: str, why: str) -> None:
         link = self._links.get(uid)

@@ -155,7 +155,7 @@ def test_when_a_status_is_written() -> None:
     assert live is not None
     assert write_at(live, {}, 0.0, 100.0) == 100.0, "the first one at once"
     assert write_at(changed(live, desiredReplicas=3), live, 99.9, 100.0) == 100.0, "a new target at once"
-    assert write_at(changed(live, readyReplicas=3), live, 99.9, 100.0) == pytest.approx(100.9), "counts: 1 s"
+    assert write_at(changed(live, readyReplicas=3), live, 99.9, 100.0) == pytest.approx(101.9), "counts: 2 s"
     numbers = changed(live, throughput={"outputTokensPerSecond": 5})
     assert write_at(numbers, live, 99.0, 100.0) == 129.0, "numbers: 30 s"
     assert write_at(live, numbers, 60.0, 100.0) == 100.0, "numbers that are gone are taken out"
