@@ -246,3 +246,31 @@ async def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
         sample = await served.sample_when(lambda s: s.active == 0)
         assert sample.outstanding_decode_tokens == 0
         assert sample.output_tokens_total < LONG
+
+
+@pytest.mark.parametrize("after_ms", [0, 3, 17, 90, 260])
+async def test_killed_at_any_moment_every_stream_is_told_and_no_worker_survives(
+    tmp_path: Path, after_ms: int
+) -> None:
+    """Requests that were just sent, half prefilled, streaming: no moment is special."""
+    async with trtllm_replica(tmp_path) as served:
+        started = engine_processes(served)
+        # One connection, as of a gateway: 64 that are still being made when the server ends have no answer to get.
+        stub = served.inference
+        assert (await ask(stub, generate_request())).code is grpc.StatusCode.OK
+        calls = [
+            asyncio.ensure_future(
+                ask(stub, generate_request(prompt=(300 + i,) * 400, max_tokens=LONG), timeout=60)
+            )
+            for i in range(64)
+        ]
+        await asyncio.sleep(after_ms / 1000)
+        os.kill(served.host_pid(), signal.SIGKILL)
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*calls)
+        odd = [(a.code, a.message, a.trailers) for a in answers if a.code is not grpc.StatusCode.UNAVAILABLE]
+        assert odd == []
+        # Those whose request had not come yet are refused, and may be tried elsewhere.
+        assert all(a.message for a in answers)
+        assert await served.exit_status() == Exit.ENGINE_DIED
+        assert left_of(started) == set()

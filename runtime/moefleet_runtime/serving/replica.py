@@ -58,6 +58,8 @@ CANARY_TOKENS: Final = 4
 CANARY_RETRY_S: Final = 0.25
 # After the last stream: what the last messages, trailers and watchers may take to be on the wire.
 FAREWELL_S: Final = 1.0
+# After a failure: how long those who have not heard of it may still send requests.
+LAST_REQUESTS_S: Final = 0.5
 # Checkpoint folders that a Simulated engine can do without.
 NEEDS_CHECKPOINT: Final = {"Torch": True, "TensorRTLLM": True, "Simulated": False}
 DEFAULT_BATCH_SIZE: Final = 64
@@ -279,6 +281,8 @@ class Replica:
             context_length=min(info.context_length, self._config.context_length),
             vocabulary_size=info.vocabulary_size,
             kv_max_tokens=info.kv_max_tokens,
+            eos_token_ids=info.eos_token_ids,
+            supports=info.supports,
         )
         self._admission.places = info.max_batch_size + self._config.limits.queued_requests
         log.info(
@@ -353,6 +357,10 @@ class Replica:
 
     async def _end(self, listeners: Listeners) -> tuple[Exit, Failure | None]:
         self._changes.announce()
+        if self._life.failure is not None:
+            # Requests that were sent before their senders could know are refused with a reason; a server that stops at
+            # once would give those that it has not looked at yet a bare CANCELLED, which nobody tries again.
+            await asyncio.sleep(LAST_REQUESTS_S)
         # A failure leaves streams that were just answered; a drain leaves none, only watchers.
         await listeners.close(FAREWELL_S)
         failure = self._life.failure
