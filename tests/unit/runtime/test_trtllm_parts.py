@@ -359,6 +359,7 @@ def test_an_engine_that_was_shut_down_from_within_is_dead(made: Any) -> None:
         rig.engine._api.llm._inner._shut_down = True
         until(lambda: rig.died_of)
         assert "shut down from within" in rig.died_of
+        rig.engine._api.llm._inner._end_workers()
         rig.engine.stop()
 
 
