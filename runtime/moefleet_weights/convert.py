@@ -274,21 +274,22 @@ def _convert_matrix(header: Header, tensor: TensorEntry, source: BinaryIO, out: 
     largest, zeroed = 0.0, 0
     for chunk in _chunks(header, source, tensor.size, stripe_rows * row_bytes):
         weight = torch.frombuffer(chunk, dtype=kind).view(-1, columns).to(torch.float32)
-        if not torch.isfinite(weight).all():
+        numbers, scales = quantise(weight)
+        # The largest of a block is infinite or NaN as soon as one of its numbers is.
+        if not torch.isfinite(scales).all():
             raise WeightsError(
                 "CheckpointUnsupported",
                 f"{header.path}: tensor {tensor.name}: wanted finite numbers, found infinity or NaN",
             )
-        numbers, scales = quantise(weight)
         out.write(numbers.view(torch.uint8).numpy().data)
         scales_of.append(scales)
         back = torch.empty_like(weight)
         dequantise(numbers, scales, back)
-        zeroed += int(((back == 0) & (weight != 0)).sum())
-        squares += float(weight.square().sum(dtype=torch.float64))
-        difference = back.sub_(weight).abs_()
-        largest = max(largest, float(difference.max()))
-        lost += float(difference.square_().sum(dtype=torch.float64))
+        zeroed += int(weight.count_nonzero()) - int(back.count_nonzero())
+        squares += _square_sum(weight)
+        difference = back.sub_(weight)
+        lost += _square_sum(difference)
+        largest = max(largest, *(abs(float(end)) for end in difference.aminmax()))
     out.write(torch.cat(scales_of).numpy().data)
     return MatrixError(
         name=tensor.name,
@@ -298,6 +299,11 @@ def _convert_matrix(header: Header, tensor: TensorEntry, source: BinaryIO, out: 
         largest_error=largest,
         zeroed=zeroed,
     )
+
+
+def _square_sum(numbers: torch.Tensor) -> float:
+    """In float32 by rows, in float64 over them: a fifth of the time of float64 throughout, and as good for a report."""
+    return float(torch.linalg.vecdot(numbers, numbers).sum(dtype=torch.float64))
 
 
 def _chunks(header: Header, source: BinaryIO, size: int, chunk_bytes: int) -> Iterator[bytearray]:

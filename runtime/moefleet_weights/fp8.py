@@ -25,15 +25,18 @@ def scale_shape(rows: int, columns: int, block: tuple[int, int] = (BLOCK, BLOCK)
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[rows, columns] of finite numbers -> float8_e4m3fn [rows, columns], float32 scales [blocks, blocks]."""
+    """[rows, columns] of finite numbers -> float8_e4m3fn [rows, columns], float32 scales [blocks, blocks].
+
+    A block with a number that is not finite has a scale that is not, and no meaning.
+    """
     rows, columns = weight.shape
     down, across = scale_shape(rows, columns)
     padded = torch.zeros(down * BLOCK, across * BLOCK, dtype=torch.float32)
     padded[:rows, :columns] = weight
     blocks = padded.view(down, BLOCK, across, BLOCK)
     largest = blocks.abs().amax(dim=(1, 3))
-    # A block of zeros has no largest: any scale will do.
-    scales = torch.where(largest > 0, largest / LARGEST, 1.0).clamp_(min=_SMALLEST_SCALE)
+    # A block of zeros has no largest: any scale will do. NaN and infinity go through, so that a caller sees them here.
+    scales = torch.where(largest == 0, 1.0, largest / LARGEST).clamp_(min=_SMALLEST_SCALE)
     blocks.div_(scales[:, None, :, None])
     # The cast gives NaN above 448, which a rounding of the division may reach.
     numbers = padded[:rows, :columns].clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

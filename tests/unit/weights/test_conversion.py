@@ -280,6 +280,8 @@ MATRIX = "model.layers.0.self_attn.o_proj.weight"
     ("change", "config", "says"),
     [
         (lambda t: t[MATRIX].fill_(float("nan")), {}, rf"{MATRIX}: wanted finite numbers"),
+        (lambda t: t[MATRIX][7, 9].fill_(float("nan")), {}, rf"{MATRIX}: wanted finite numbers"),
+        (lambda t: t[MATRIX][-1, -1].fill_(float("-inf")), {}, rf"{MATRIX}: wanted finite numbers"),
         (
             lambda t: t.update({MATRIX: torch.ones(4, dtype=torch.int8)}),
             {},
