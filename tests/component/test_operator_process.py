@@ -199,6 +199,24 @@ async def test_a_right_that_comes_later_starts_the_process_anew(
             assert isinstance(running.cores[0].heard[-1], Stop)
 
 
+async def test_a_right_that_is_taken_is_found_by_the_refused_list_and_nobody_asks_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "RIGHTS_EVERY_S", 0.05)
+    monkeypatch.setattr(resync, "RELIST_EVERY_S", 0.2)
+    async with FakeApi().running() as api:
+        async with operator(api, tmp_path, monkeypatch) as running:
+            await running.until_path("/readyz", 200)
+            asked, listed = api.requests[REVIEWS], api.requests[FLEETS]
+            await running.until(lambda: api.requests[FLEETS] > listed + 5)
+            assert api.requests[REVIEWS] == asked, "a review is a POST: none while nothing happens"
+            api.denied = {"list nodes", "watch nodes"}
+            api.refuse["nodes"] = [403] * 1000
+            assert await asyncio.wait_for(running.task, LIMIT_S) == 1
+            assert api.requests[REVIEWS] > asked
+            assert isinstance(running.cores[0].heard[-1], Stop)
+
+
 async def test_a_crd_that_is_served_and_not_discovered_yet_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

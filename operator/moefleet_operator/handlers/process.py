@@ -133,7 +133,9 @@ class Operator:
                 "measuring": self._measure(scope, core),
                 "telemetry": hub.run(),
                 "scaling": sizing.run(),
-                "rights": rights_changed(settings, reads, self._clock, self._metrics, scope),
+                "rights": rights_changed(
+                    settings, reads, self._clock, self._metrics, scope, refused=resync.forbidden
+                ),
             }
             return await until_the_end(loop.run(), watching.ended, told, self._inbox.put, parts)
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import structlog
 
-from moefleet_operator.core.events import Event, Relisted, Synced
+from moefleet_operator.core.events import Event, Kind, Relisted, Synced
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.kube.reads import RefusedError, UnreachableError, discovered, pages
 from moefleet_operator.kube.resources import key_of
@@ -42,6 +42,11 @@ class Resync:
         self._clock = clock
         self._emit = emit
         self._metrics = metrics
+        # Kinds whose last LIST was refused for want of a right.
+        self._forbidden: set[Kind] = set()
+
+    def forbidden(self) -> bool:
+        return bool(self._forbidden)
 
     async def first(self) -> None:
         """Until every kind was listed once, before watching begins. A kind that is not there yet is waited for."""
@@ -90,7 +95,10 @@ class Resync:
                     as_of = min(as_of or page.resource_version, page.resource_version)
         except (RefusedError, UnreachableError) as error:
             self._metrics.list_failures.labels(kind=watch.kind).inc()
+            if isinstance(error, RefusedError) and error.status in (401, 403):
+                self._forbidden.add(watch.kind)
             return str(error)
+        self._forbidden.discard(watch.kind)
         self._metrics.relisted(watch.kind, len(objects), self._clock.wall())
         self._audit.counted(watch.kind, len(objects))
         if audited:

@@ -35,6 +35,8 @@ class Scope:
     unavailable: tuple[Unavailable, ...]
     # As CoreSettings.pods_watched wants it.
     pods_watched: str
+    # Of all rights that this release needs.
+    missing: tuple[Right, ...] = ()
 
 
 def scope(
@@ -71,4 +73,4 @@ def scope(
                     kind, f"no right to list and watch {resource.plural} in {place}: see the chart's roles"
                 )
             )
-    return Scope(tuple(watches), tuple(unavailable), pods_watched)
+    return Scope(tuple(watches), tuple(unavailable), pods_watched, tuple(missing))

@@ -23,8 +23,11 @@ from .scope import Scope, scope
 LEASE_NAME: Final = "moefleet-operator"
 # Without these nothing can be done for any fleet, so they are waited for.
 ESSENTIAL: Final[tuple[Kind, ...]] = ("MoEFleet", "Pod")
-# A right given or taken while we run is noticed within this time; the questions cost the API server nothing.
+# A right given or taken while we run is noticed within this time.
 RIGHTS_EVERY_S: Final = 60.0
+# While nothing is lacking and no LIST was refused, the questions are only for the metric: they are POSTs, and whoever reads the
+# API server's audit log should find none of us when nothing happens.
+RIGHTS_RARELY_S: Final = 3600.0
 # While the API server cannot be reached.
 CONNECT_RETRY_S: Final = 2.0
 
@@ -61,11 +64,24 @@ async def plan_scope(
 
 
 async def rights_changed(
-    settings: Settings, transport: Transport, clock: Clock, metrics: Metrics, found: Scope
+    settings: Settings,
+    transport: Transport,
+    clock: Clock,
+    metrics: Metrics,
+    found: Scope,
+    *,
+    refused: Callable[[], bool],
 ) -> None:
-    """Ends when another kind may be watched than at the start, or one no more: the process is then started anew."""
+    """Ends when another kind may be watched than at the start, or one no more: the process is then started anew.
+
+    `refused`: whether a LIST was refused lately for want of a right."""
+    asked_at = clock.now()
+    missing = found.missing
     while True:
         await clock.sleep(RIGHTS_EVERY_S)
+        if not missing and not refused() and clock.now() - asked_at < RIGHTS_RARELY_S:
+            continue
+        asked_at = clock.now()
         try:
             missing = await missing_rights(transport, clock, _needed(settings))
         except (RefusedError, UnreachableError):
