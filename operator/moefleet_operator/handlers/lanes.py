@@ -48,12 +48,14 @@ class Lanes(Generic[T]):
         # Lanes that may start something, in the order of their turns.
         self._line: deque[Key] = deque()
         self._running = 0
+        self._waiting = 0
 
     def add(self, fleet: Key, job: T) -> None:
         lane = self._lanes.get(fleet)
         if lane is None:
             lane = self._lanes[fleet] = _Lane(left=self._turn)
         lane.waiting.append(job)
+        self._waiting += 1
         self._line_up(fleet, lane)
         self._pump()
 
@@ -69,7 +71,7 @@ class Lanes(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        return sum(len(lane.waiting) for lane in self._lanes.values())
+        return self._waiting
 
     @property
     def running(self) -> int:
@@ -91,6 +93,7 @@ class Lanes(Generic[T]):
             lane = self._lanes[fleet]
             lane.in_line = False
             job = lane.waiting.popleft()
+            self._waiting -= 1
             lane.running += 1
             self._running += 1
             lane.left -= 1

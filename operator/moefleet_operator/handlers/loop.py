@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+from prometheus_client import Histogram
 
 from moefleet_operator.core.effects import Effect, EmitEvent, Exit, ReadLease, WakeAt, WriteLease
 from moefleet_operator.core.events import (
@@ -53,6 +54,9 @@ class CoreLoop:
         self._clock = clock
         self._metrics = metrics
         self._reporter = Reporter(metrics)
+        # Looking a child up by its labels costs more than to set it, and these are set at every event.
+        self._depth = {queue: metrics.queue.labels(queue=queue) for queue in ("inbox", "lanes", "running")}
+        self._took: dict[type[Event], Histogram] = {}
         self._lanes: Lanes[tuple[Effect, _Batch]] = Lanes(self._start)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -108,8 +112,11 @@ class CoreLoop:
         began = self._clock.now()
         effects = self._brain.on(event, began, self._clock.wall())
         ended = self.seen_at = self._clock.now()
-        self._metrics.core.labels(event=type(event).__name__).observe(ended - began)
-        self._metrics.queue.labels(queue="inbox").set(len(self._inbox))
+        took = self._took.get(type(event))
+        if took is None:
+            took = self._took[type(event)] = self._metrics.core.labels(event=type(event).__name__)
+        took.observe(ended - began)
+        self._depth["inbox"].set(len(self._inbox))
         if isinstance(event, ObjectChanged | Relisted):
             self.sightings += 1
         if isinstance(event, DecisionMade):
@@ -174,8 +181,8 @@ class CoreLoop:
             self._broken.set_exception(error)
 
     def _measure_lanes(self) -> None:
-        self._metrics.queue.labels(queue="lanes").set(self._lanes.waiting)
-        self._metrics.queue.labels(queue="running").set(self._lanes.running)
+        self._depth["lanes"].set(self._lanes.waiting)
+        self._depth["running"].set(self._lanes.running)
 
 
 def _of_a_fleet(effect: Effect) -> bool:
