@@ -294,6 +294,46 @@ def advance(  # type: ignore[no-untyped-def]
                 break
             r = next_r
             now = next_end
+            n = whole[r, k.I_DECODING]
+            if (
+                ring[r, (whole[r, k.I_STEP] + 1) & ring_mask] < 0
+                and whole[r, k.I_WAITING] == 0
+                and whole[r, k.I_PREFILLING] == 0
+                and gate[k.G_COUNT] == 0
+                and n > 0
+                and not (preempting and real[r, k.F_RESERVED] + 2 * n > limits[k.L_KV])
+            ):
+                # --- a step ends in which nothing but decoding was, and the next one is such a step: the same in short ------
+                steps += 1
+                took = now - real[r, k.F_START]
+                kv = real[r, k.F_KV]
+                sums[0] += 1.0
+                sums[1] += took
+                sums[3] += n
+                sums[4] += kv
+                sums[6] += took * n
+                sums[7] += took * kv
+                sums[11] += n * n
+                sums[12] += n * kv
+                sums[13] += kv * kv
+                row[24] += 1.0
+                row[25] += took
+                row[5] += n
+                real[r, k.F_STEP_S] += took
+                real[r, k.F_STEPS] += 1.0
+                real[r, k.F_KV] += n
+                if preempting:
+                    real[r, k.F_RESERVED] += n
+                whole[r, k.I_STEP] += 1
+                real[r, k.F_START] = now
+                ends[r] = now + (model[0] + model[2] * n + model[3] * real[r, k.F_KV])
+                real[r, k.F_END] = ends[r]
+                next_end = np.inf
+                for q in range(replicas):
+                    if ends[q] < next_end:
+                        next_end = ends[q]
+                        next_r = q
+                continue
             if whole[r, k.I_RUNS] == 1:
                 # --- a step ends -------------------------------------------------------------------------------
                 steps += 1
