@@ -1,8 +1,8 @@
 """Results of runs, kept by what made them: a changed argument, trace or line of code is another key, anything else is read back.
 
 The key of a run is the sha256 of its arguments, of the bytes of its trace files, of its calibration, and of the code that it went
-through: the simulator for all, the policy's own module for peers, and moefleet_operator.scaling for ours. So work on our policy
-runs ours again and leaves the peers' results alone.
+through: the simulator for all, the policy's own module for peers, and the operator's decision and planner for ours. So work on our
+policy runs ours again and leaves the peers' results alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from moefleet_replay.policies import REGISTRY
 # Of this package, what no run goes through: studies, reports, plans; and what only ours goes through.
 _SHOWING: Final = ("compare", "report", "plan")
 _RUN: Final = "compare_run.py"
-_OURS: Final = "ours.py"
+_OURS: Final = ("ours.py", "planned.py")
+# Of the operator, what decides and what moves our pods.
+_OPERATOR: Final = ("scaling", "planning", "rendering", "api", "names.py")
 
 
 class Cache:
@@ -80,14 +82,15 @@ def code_digest(policy: str) -> str:
         inside = path.relative_to(replay)
         if inside.parts[0] == "policies":
             run = inside.stem in families
-        elif inside.name == _OURS:
+        elif inside.name in _OURS:
             run = ours
         else:
             run = inside.name == _RUN or not inside.name.startswith(_SHOWING)
         if run:
             sources.append(path)
     if ours:
-        sources += sorted(_folder("moefleet_operator.scaling").rglob("*.py"))
+        operator = _folder("moefleet_operator")
+        sources += sorted(p for p in operator.rglob("*.py") if p.relative_to(operator).parts[0] in _OPERATOR)
     sources += [p for p in sorted(_folder("moefleet_perf").glob("*.py")) if ours or p.name != "fit.py"]
     digest = hashlib.sha256(metadata.version("numpy").encode())
     for path in sources:

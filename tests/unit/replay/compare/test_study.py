@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -258,3 +262,34 @@ def test_half_a_file_in_the_cache_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "k.json.gz").write_bytes((tmp_path / "k.json.gz").read_bytes()[:-12])
     assert cache.load("k") is None
     assert cache.load("never") is None
+
+
+def test_work_on_our_policy_leaves_the_results_of_peers_alone(tmp_path: Path) -> None:
+    """In a copy of the sources that is edited, told by processes of their own: digests are kept for a process's life."""
+    root = Path(__file__).parents[4]
+    for folder in ("operator", "runtime"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digests() -> list[str]:
+        code = (
+            "from moefleet_replay.compare_cache import code_digest as d; print(d('hpa-arrival'), d('oracle'))"
+        )
+        path = os.pathsep.join([str(tmp_path / "operator"), str(tmp_path / "runtime"), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+        )  # fmt: skip
+        return done.stdout.split()
+
+    def edit(name: str) -> None:
+        with (tmp_path / "operator" / name).open("a") as file:
+            file.write("\n# edited\n")
+
+    first = digests()
+    for name in ("moefleet_operator/scaling/law.py", "moefleet_replay/report.py", "moefleet_replay/policies/knative.py"):  # fmt: skip
+        edit(name)
+    assert digests() == first
+    edit("moefleet_replay/policies/hpa.py")
+    second = digests()
+    assert (second[0] != first[0], second[1] == first[1]) == (True, True)
+    edit("moefleet_replay/kernel.py")
+    assert not set(digests()) & {*first, *second}

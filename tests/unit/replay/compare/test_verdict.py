@@ -85,6 +85,8 @@ def test_what_was_not_run_is_undecided_not_passed(four: Study) -> None:
     assert (lines["holds"].word, lines["oracle"].word) == ("PASS", "PASS")
     assert lines["peers"].word == lines["calm"].word == "UNDECIDED"
     assert lines["peers"].text == "not run far enough: calm:knob=2"
+    # What it would cost in full is not known, so it is not the cheapest of anything.
+    assert cheapest(four, cut, ["calm"], "announcement", 2) is None
     nothing = judged(four, {k: r for k, r in runs.items() if k.setting != "ours"})
     assert {line.word for line in nothing} == {"UNDECIDED"}
 
