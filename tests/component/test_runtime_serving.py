@@ -163,14 +163,16 @@ async def test_trtllm_refuses_by_name_what_it_would_have_to_leave_out(served: Re
     table = [
         (trtllm_request((), 5), "tokenized.input_token_ids"),
         (trtllm_request(max_tokens=0), "max_tokens"),
-        (trtllm_request(stop=["\n"]), "stop"),
+        (trtllm_request(stop=[""]), "stop[0]"),
         (trtllm_request(bad_token_ids=[3]), "bad_token_ids"),
         (trtllm_request(sampling_config=trt.SamplingConfig(beam_width=4)), "sampling_config.beam_width"),
-        (trtllm_request(sampling_config=trt.SamplingConfig(min_p=0.1)), "sampling_config.min_p"),
+        (trtllm_request(sampling_config=trt.SamplingConfig(min_p=1.5)), "sampling_config.min_p"),
+        # What the Simulated engine has no way to do.
+        (trtllm_request(sampling_config=trt.SamplingConfig(min_tokens=2)), "sampling_config.min_tokens"),
         (trtllm_request(output_config=trt.OutputConfig(logprobs=1)), "output_config.logprobs"),
         (
             trtllm_request(guided_decoding=trt.GuidedDecodingParams(guide="{}")),
-            "guided_decoding",
+            "guided_decoding.guide_type",
         ),
     ]
     for request, field in table:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from moefleet_runtime.engine.arguments import EngineArguments
 
@@ -25,6 +25,15 @@ class Finish(IntEnum):
     CANCELLED = 3  # abort() or stop()
     FAILED = 4  # the step that held it failed; `TokenDelta.error` says why
     REFUSED = 5  # as RequestInvalid, found out only after submit() had returned; `TokenDelta.error` says why
+    LATE = 6  # `EngineRequest.deadline_s` passed, waiting or running
+
+
+class TokenLogprob(NamedTuple):
+    """Natural logarithms of the model's own distribution: before temperature, penalties, bias and guide."""
+
+    logprob: float
+    # The most likely tokens, the best first.
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class TokenDelta(NamedTuple):
@@ -36,6 +45,8 @@ class TokenDelta(NamedTuple):
     cached_tokens: int = 0
     finish: Finish | None = None
     error: str = ""
+    # One for each of `tokens` where the request asked for them, else none.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Sink(Protocol):
@@ -92,6 +103,32 @@ class EngineInfo:
     layers: int = 0
     heads: int = 0
     device: str = "cpu"
+    # Of OPTIONS, those that this engine honours: a request that sets another one is refused before it comes here.
+    supports: frozenset[str] = frozenset()
+
+
+# Fields of EngineRequest that an engine may lack. An answer that silently left one out would be wrong.
+OPTIONS: Final = frozenset(
+    {
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "min_tokens",
+        "logprobs",
+        "priority",
+        "guide",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the text of an answer must be. `text`: the schema or the expression; empty for json_object."""
+
+    form: Literal["json_schema", "regex", "json_object"]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +150,25 @@ class EngineRequest:
     ignore_eos: bool = False
     # Separates prefix caches: goes into the hash of the first block.
     cache_salt: str = ""
+    # time.monotonic() (one clock for all processes of a machine) after which nobody wants the answer any more. Every
+    # engine may ignore it: the server ends the stream then in any case.
+    deadline_s: float | None = None
+    # From here on OPTIONS; each default means "off". Tokens less likely than this share of the best are dropped: [0, 1].
+    min_p: float = 0.0
+    # Over prompt and answer: logits are divided by it where positive, else multiplied. (0, 10]
+    repetition_penalty: float = 1.0
+    # Over the answer alone, subtracted once, and once for each time. [-2, 2]
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # Added to the logits of these tokens.
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    # No eos and no stop token before the answer has so many tokens.
+    min_tokens: int = 0
+    # None: none. Else the chosen token's, and those of so many most likely tokens.
+    logprobs: int | None = None
+    # Higher is served first.
+    priority: int = 0
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +253,12 @@ class EngineError(Exception):
 
 
 class RequestInvalid(EngineError):  # noqa: N818 - what happened, as callers say it
-    """This request can never be served here (too long for the cache, token id unknown). The engine is untouched."""
+    """This request can never be served here (too long for the cache, token id unknown). The engine is untouched.
+    `field`: of EngineRequest, where one is to blame."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class EngineFull(EngineError):  # noqa: N818 - what happened, as callers say it

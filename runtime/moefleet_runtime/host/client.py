@@ -219,9 +219,9 @@ class EngineClient:
                 }
                 if failed:
                     self._watcher.engine_step_failed(f"{load.failed_steps_total} steps have failed so far")
-            case Refused(request_id, kind, text):
+            case Refused(request_id, kind, text, field):
                 if refused := self._streams.pop(request_id, None):
-                    refused.end(StreamFault(_fault_kind(kind), text))
+                    refused.end(StreamFault(_fault_kind(kind), text, field))
             case Started(info):
                 self.info = info
                 self.load = EngineLoad(kv_max_tokens=info.kv_max_tokens, progress_at_s=now_s)

@@ -64,6 +64,8 @@ class Refused:
     request_id: str
     kind: Literal["full", "invalid", "dead"]
     message: str
+    # As RequestInvalid's.
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ class _Host:
         except EngineFull as error:
             self._outbox.put(Refused(request_id, "full", str(error)))
         except RequestInvalid as error:
-            self._outbox.put(Refused(request_id, "invalid", str(error)))
+            self._outbox.put(Refused(request_id, "invalid", str(error), error.field))
         except EngineError as error:
             self._outbox.put(Refused(request_id, "dead", str(error)))
 

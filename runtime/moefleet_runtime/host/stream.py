@@ -7,17 +7,20 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from moefleet_runtime.engine.base import Finish, TokenDelta
+from moefleet_runtime.engine.base import Finish, TokenDelta, TokenLogprob
 
 # full: the engine's queue is full; invalid: the engine cannot ever serve it; step: the step that held it failed;
-# dead: the engine is gone; cut: this process ends and could not wait; late: the stream lasted too long.
-FaultKind = Literal["full", "invalid", "step", "dead", "cut", "late"]
+# dead: the engine is gone; cut: this process ends and could not wait; late: the stream lasted too long; deadline: the
+# client's own time is over.
+FaultKind = Literal["full", "invalid", "step", "dead", "cut", "late", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFault:
     kind: FaultKind
     message: str
+    # Of EngineRequest, where an invalid one is to blame.
+    field: str = ""
 
 
 class TokenStream:
@@ -31,6 +34,7 @@ class TokenStream:
         "finish",
         "first_at_s",
         "last_at_s",
+        "logprobs",
         "pending",
         "produced",
         "request_id",
@@ -39,6 +43,8 @@ class TokenStream:
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.pending: list[int] = []
+        # One for each of `pending`, or none.
+        self.logprobs: list[TokenLogprob] = []
         self.produced = 0
         self.cached_tokens = 0
         self.finish: Finish | None = None
@@ -57,6 +63,7 @@ class TokenStream:
             return
         if delta.tokens:
             self.pending.extend(delta.tokens)
+            self.logprobs.extend(delta.logprobs)
             self.produced += len(delta.tokens)
             self.last_at_s = now_s
             if self.first_at_s is None:
@@ -66,6 +73,8 @@ class TokenStream:
             self.fault = StreamFault("step", delta.error or "the engine gave no reason")
         elif delta.finish is Finish.REFUSED:
             self.fault = StreamFault("invalid", delta.error or "the engine gave no reason")
+        elif delta.finish is Finish.LATE:
+            self.fault = StreamFault("deadline", delta.error or "the deadline of the request passed")
         elif delta.finish is not None:
             self.finish = delta.finish
         if self.ended or len(self.pending) >= self._need:
@@ -100,8 +109,14 @@ class TokenStream:
                 timer.cancel()
 
     def take(self) -> list[int]:
+        """What has come; take `logprobs` first."""
         tokens, self.pending = self.pending, []
         return tokens
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Of the tokens that the next `take` gives."""
+        logprobs, self.logprobs = self.logprobs, []
+        return logprobs
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -26,6 +26,9 @@ class ModelLimits:
     context_length: int
     vocabulary_size: int
     kv_max_tokens: int
+    eos_token_ids: tuple[int, ...] = ()
+    # EngineInfo.supports
+    supports: frozenset[str] = frozenset()
 
     @property
     def longest(self) -> int:

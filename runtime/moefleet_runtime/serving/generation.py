@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, assert_never
 
 import grpc
 
-from moefleet_runtime.engine.base import EngineRequest, Finish
+from moefleet_runtime.engine.base import EngineRequest, Finish, TokenLogprob
 from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.host.stream import StreamFault
 from moefleet_runtime.metrics import ServerMetrics
@@ -26,6 +26,7 @@ from moefleet_runtime.serving.problems import (
     Violation,
     invalid,
 )
+from moefleet_runtime.serving.stopping import AnswerText
 
 # Tokens of one stream go out together when they come within this time, or as soon as there are so many.
 WINDOW_S: Final = 0.020
@@ -34,6 +35,7 @@ WINDOW_TOKENS: Final = 32
 # messages take at most half a core: 1000 streams send at most every 60 ms each.
 MESSAGE_COST_S: Final = 30e-6
 SHARE_OF_CORE: Final = 0.5
+NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ class Piece:
     usage: Usage
     # Set in the last piece.
     finish: Finish | None = None
+    # Where the reader wants text.
+    text: str = ""
+    # One for each of the tokens, if the request asked for them.
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    # The stop text that ended the answer.
+    stop: str | None = None
 
 
 def window_s(streams: int) -> float:
@@ -90,8 +98,17 @@ class Generation:
         """For a client that chose none; and the engine's own ids, which no client can collide with."""
         return f"r{next(self._numbers)}"
 
-    async def run(self, guest: Guest, request: EngineRequest) -> AsyncGenerator[Piece, None]:
-        """Pieces until the last, which has a finish. Raises EndedError. Leaving it early frees the engine."""
+    async def run(
+        self,
+        guest: Guest,
+        request: EngineRequest,
+        text: AnswerText | None = None,
+        names: Mapping[str, str] = NO_NAMES,
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces until the last, which has a finish. Raises EndedError. Leaving it early frees the engine.
+
+        `text` says what the tokens spell, and may end the answer before the engine does: the engine is told then.
+        `names`: the service's names of fields of EngineRequest, for what the engine refuses."""
         began_s = guest.entered_s
         prompt_tokens = len(request.prompt)
         stream = self._client.submit(request)
@@ -119,11 +136,21 @@ class Generation:
                 used = replace(used, completion_tokens=stream.produced, cached_tokens=stream.cached_tokens)
                 if stream.fault is not None:
                     outcome = stream.fault.kind
-                    raise EndedError(self._problem(stream.fault), used)
-                tokens, finish = stream.take(), stream.finish
+                    raise EndedError(self._problem(stream.fault, names), used)
+                logprobs, tokens, finish = stream.take_logprobs(), stream.take(), stream.finish
+                if text is None:
+                    piece = Piece(tokens, used, finish, logprobs=logprobs)
+                else:
+                    said = text.push(tokens, logprobs, last=finish is not None)
+                    if said.stop is not None:
+                        finish = Finish.STOP
+                    # Not what the engine made since.
+                    used = replace(used, completion_tokens=text.used)
+                    piece = Piece(said.tokens, used, finish, said.text, said.logprobs, said.stop)
                 if finish is not None:
                     outcome = finish.name.lower()
-                yield Piece(tokens, used, finish)
+                if finish is not None or piece.tokens or piece.text:
+                    yield piece
                 if finish is not None:
                     return
                 need, until_s = WINDOW_TOKENS, time.monotonic() + window_s(self._client.streams)
@@ -134,12 +161,12 @@ class Generation:
             spread_s = stream.last_at_s - (stream.first_at_s or 0.0)
             self._metrics.ended(outcome, first_s, spread_s, stream.produced)
 
-    def _problem(self, fault: StreamFault) -> Problem:
+    def _problem(self, fault: StreamFault, names: Mapping[str, str]) -> Problem:
         match fault.kind:
             case "full":
                 return self._admission.refuse_full(fault.message)
             case "invalid":
-                return invalid(Violation("request", fault.message))
+                return invalid(Violation(names.get(fault.field, fault.field) or "request", fault.message))
             case "step":
                 return Problem(
                     grpc.StatusCode.INTERNAL,
@@ -167,5 +194,7 @@ class Generation:
                     fault.message,
                     metadata={"streamDurationS": f"{self._stream_duration_s:g}"},
                 )
+            case "deadline":
+                return Problem(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", fault.message)
             case _:
                 assert_never(fault.kind)

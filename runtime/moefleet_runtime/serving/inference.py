@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Final
@@ -11,10 +13,11 @@ import grpc
 from moefleet.inference.v1 import inference_pb2 as pb
 from moefleet.inference.v1 import inference_pb2_grpc as services
 
-from moefleet_runtime.engine.base import EngineRequest, Finish, Tokenizer
+from moefleet_runtime.engine.base import EngineRequest, Finish, Guide, Tokenizer, TokenLogprob
 from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
-from moefleet_runtime.serving.generation import EndedError, Generation
+from moefleet_runtime.serving.asking import Asked, check_asked, check_min_tokens
+from moefleet_runtime.serving.generation import EndedError, Generation, Piece
 from moefleet_runtime.serving.problems import (
     Context,
     Problem,
@@ -23,6 +26,7 @@ from moefleet_runtime.serving.problems import (
     invalid,
     refusal,
 )
+from moefleet_runtime.serving.stopping import AnswerText
 
 # Longer texts are tokenised in a thread, so that running streams do not wait for them (about 2 ms at this size).
 INLINE_TEXT_CHARACTERS: Final = 8192
@@ -31,6 +35,18 @@ _FINISH = {
     Finish.STOP: pb.FINISH_REASON_STOP,
     Finish.LENGTH: pb.FINISH_REASON_LENGTH,
     Finish.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+# Fields of Asked by their names here.
+_NAMES: Final = {
+    "sampling": "sampling",
+    "min_p": "sampling.min_p",
+    "repetition_penalty": "sampling.repetition_penalty",
+    "presence_penalty": "sampling.presence_penalty",
+    "frequency_penalty": "sampling.frequency_penalty",
+    "logit_bias": "sampling.logit_bias",
+    "stop": "stopping.stop",
+    "stop_token_ids": "stopping.stop_token_ids",
+    "min_tokens": "stopping.min_tokens",
 }
 
 
@@ -81,23 +97,22 @@ class InferenceService(services.InferenceServiceServicer):
         except Problem as problem:
             await answer_with(context, problem)
         try:
-            engine_request = await self._engine_request(request, wanted, limits, tokenizer)
-            decoder = tokenizer.decoder()
+            deadline_s = deadline_of(context)
+            engine_request = await self._engine_request(request, wanted, limits, tokenizer, deadline_s)
+            asked = wanted.asked
+            text = AnswerText(tokenizer.decoder(), asked.stop, asked.min_tokens)
             first = True
-            async with aclosing(self._generation.run(guest, engine_request)) as pieces:
+            async with aclosing(self._generation.run(guest, engine_request, text, wanted.names)) as pieces:
                 async for piece in pieces:
-                    text = decoder.push(piece.tokens)
-                    response = pb.GenerateResponse(token_ids=piece.tokens, text=text)
+                    response = pb.GenerateResponse(token_ids=piece.tokens, text=piece.text)
+                    if piece.logprobs:
+                        response.logprobs.extend(_logprobs(piece.tokens, piece.logprobs))
                     if first:
                         await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
                         response.request_id = guest.request_id
                         first = False
                     if piece.finish is not None:
-                        response.text += decoder.finish()
-                        response.finish_reason = _FINISH[piece.finish]
-                        response.usage.prompt_tokens = piece.usage.prompt_tokens
-                        response.usage.completion_tokens = piece.usage.completion_tokens
-                        response.usage.cached_prompt_tokens = piece.usage.cached_tokens
+                        _end(response, piece, asked, limits)
                         context.set_trailing_metadata(piece.usage.trailers())
                     await context.write(response)
         except EndedError as ended:
@@ -150,7 +165,12 @@ class InferenceService(services.InferenceServiceServicer):
         return served.limits, served.tokenizer
 
     async def _engine_request(
-        self, request: pb.GenerateRequest, wanted: _Wanted, limits: checks.ModelLimits, tokenizer: Tokenizer
+        self,
+        request: pb.GenerateRequest,
+        wanted: _Wanted,
+        limits: checks.ModelLimits,
+        tokenizer: Tokenizer,
+        deadline_s: float | None,
     ) -> EngineRequest:
         """The text becomes tokens here, after admission: a queue of long texts is bounded by the places inside."""
         if request.WhichOneof("input") == "token_ids":
@@ -160,20 +180,15 @@ class InferenceService(services.InferenceServiceServicer):
             if wrong := checks.check_prompt(limits, prompt, "prompt"):
                 raise invalid(*wrong)
         max_tokens, wrong = _max_tokens(limits, len(prompt), wanted)
+        wrong += check_min_tokens(wanted.asked, max_tokens, _NAMES["min_tokens"]) if not wrong else []
         if wrong:
             raise invalid(*wrong)
-        sampling, stopping = request.sampling, request.stopping
-        return EngineRequest(
-            request_id=self._generation.new_request_id(),
-            prompt=prompt,
-            max_tokens=max_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=wanted.top_p,
-            seed=sampling.seed if sampling.HasField("seed") else None,
-            stop_token_ids=frozenset(stopping.stop_token_ids),
-            ignore_eos=stopping.ignore_eos,
+        return wanted.asked.request(
+            self._generation.new_request_id(),
+            prompt,
+            max_tokens,
             cache_salt=request.cache_salt,
+            deadline_s=deadline_s,
         )
 
     async def _encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
@@ -183,13 +198,47 @@ class InferenceService(services.InferenceServiceServicer):
 
 
 class _Wanted:
-    """What protobuf's presence says, read once."""
+    """The request in our own words, read once."""
 
-    __slots__ = ("max_tokens", "top_p")
+    __slots__ = ("asked", "max_tokens", "names")
 
     def __init__(self, request: pb.GenerateRequest) -> None:
-        self.max_tokens = request.stopping.max_tokens if request.stopping.HasField("max_tokens") else None
-        self.top_p = request.sampling.top_p if request.sampling.HasField("top_p") else 1.0
+        sampling, stopping = request.sampling, request.stopping
+        self.max_tokens = stopping.max_tokens if stopping.HasField("max_tokens") else None
+        guide = request.guide.WhichOneof("form")
+        self.names = {**_NAMES, "guide": f"guide.{guide}"} if guide else _NAMES
+        self.asked = Asked(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+            min_p=sampling.min_p,
+            seed=sampling.seed if sampling.HasField("seed") else None,
+            repetition_penalty=sampling.repetition_penalty
+            if sampling.HasField("repetition_penalty")
+            else 1.0,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=tuple(sampling.logit_bias.items()),
+            stop_token_ids=tuple(stopping.stop_token_ids),
+            stop=tuple(stopping.stop),
+            ignore_eos=stopping.ignore_eos,
+            min_tokens=stopping.min_tokens,
+            logprobs=request.logprobs if request.HasField("logprobs") else None,
+            priority=request.priority,
+            guide=_guide(request.guide),
+        )
+
+
+def _guide(guide: pb.Guide) -> Guide | None:
+    match guide.WhichOneof("form"):
+        case "json_schema":
+            return Guide("json_schema", guide.json_schema)
+        case "regex":
+            return Guide("regex", guide.regex)
+        case "json_object":
+            return Guide("json_object") if guide.json_object else None
+        case _:
+            return None
 
 
 def _check(request: pb.GenerateRequest, limits: checks.ModelLimits) -> _Wanted:
@@ -209,9 +258,7 @@ def _check(request: pb.GenerateRequest, limits: checks.ModelLimits) -> _Wanted:
                 wrong += _max_tokens(limits, len(ids), wanted)[1]
         case _:
             wrong.append(Violation("input", "is missing; give prompt or token_ids"))
-    sampling, stopping = request.sampling, request.stopping
-    wrong += checks.check_sampling(sampling.temperature, sampling.top_k, wanted.top_p, prefix="sampling")
-    wrong += checks.check_stops(limits, stopping.stop_token_ids, "stopping.stop_token_ids")
+    wrong += check_asked(wanted.asked, limits, wanted.names)
     if wrong:
         raise invalid(*wrong)
     return wanted
@@ -221,3 +268,32 @@ def _max_tokens(
     limits: checks.ModelLimits, prompt_tokens: int, wanted: _Wanted
 ) -> tuple[int, list[Violation]]:
     return checks.max_tokens_for(limits, prompt_tokens, wanted.max_tokens, "stopping.max_tokens")
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's own deadline as time.monotonic(), None without one."""
+    left_s = context.time_remaining()
+    return None if left_s is None else time.monotonic() + float(left_s)
+
+
+def _logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[pb.TokenLogprob]:
+    return [
+        pb.TokenLogprob(
+            token_id=token,
+            logprob=one.logprob,
+            top=[pb.Logprob(token_id=t, logprob=value) for t, value in one.top],
+        )
+        for token, one in zip(tokens, logprobs, strict=True)
+    ]
+
+
+def _end(response: pb.GenerateResponse, piece: Piece, asked: Asked, limits: checks.ModelLimits) -> None:
+    assert piece.finish is not None
+    response.finish_reason = _FINISH[piece.finish]
+    response.usage.prompt_tokens = piece.usage.prompt_tokens
+    response.usage.completion_tokens = piece.usage.completion_tokens
+    response.usage.cached_prompt_tokens = piece.usage.cached_tokens
+    if piece.stop is not None:
+        response.stop = piece.stop
+    elif piece.finish is Finish.STOP and piece.tokens and asked.ending_token(limits, piece.tokens[-1]):
+        response.stop_token_id = piece.tokens[-1]

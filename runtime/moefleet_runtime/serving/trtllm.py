@@ -1,26 +1,28 @@
 """trtllm.TrtllmService: token ids in and out, as `trtllm-serve --grpc` speaks, so that gateways made for it find it here.
 
-What the engines behind our protocol do not do (beams, guided decoding, log-probabilities, ...) is refused by name: an answer
-that silently left a constraint out would be wrong.
+What the engines behind our protocol do not do (beams, grammars, log-probabilities of the prompt, ...) is refused by name: an
+answer that silently left a constraint out would be wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from smg_grpc_proto.generated import trtllm_service_pb2 as pb
 from smg_grpc_proto.generated import trtllm_service_pb2_grpc as services
 
-from moefleet_runtime.engine.base import EngineInfo, EngineRequest, Finish
+from moefleet_runtime.engine.base import EngineInfo, Finish, Guide, TokenLogprob
 from moefleet_runtime.life import Life
 from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
+from moefleet_runtime.serving.asking import Asked, check_asked, check_min_tokens
 from moefleet_runtime.serving.generation import EndedError, Generation, Piece
-from moefleet_runtime.serving.inference import Served
+from moefleet_runtime.serving.inference import Served, deadline_of
 from moefleet_runtime.serving.problems import (
     Context,
     Problem,
@@ -30,6 +32,7 @@ from moefleet_runtime.serving.problems import (
     refusal,
     unimplemented,
 )
+from moefleet_runtime.serving.stopping import AnswerText
 
 _FINISH = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 
@@ -49,23 +52,38 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
             self._admission.check(context.invocation_metadata() or ())
             if self._served.limits is None:
                 raise refusal("not-serving", "this replica has not loaded its model yet")
-            engine_request = self._engine_request(request, self._served.limits)
+            limits = self._served.limits
+            asked = _asked(request, limits)
+            engine_request = asked.request(
+                self._generation.new_request_id(),
+                tuple(request.tokenized.input_token_ids),
+                request.max_tokens,
+                cache_salt=str(request.cache_salt_id) if request.HasField("cache_salt_id") else "",
+                deadline_s=deadline_of(context),
+            )
+            # Only to find stop texts: the caller makes text by itself.
+            text = None
+            if asked.stop and self._served.tokenizer is not None:
+                text = AnswerText(self._served.tokenizer.decoder(), asked.stop, asked.min_tokens)
             guest = self._admission.enter(request.request_id or self._generation.new_request_id())
         except Problem as problem:
             await answer_with(context, problem)
         try:
             answer: list[int] = []
+            logprobs: list[TokenLogprob] = []
             first = True
-            async with aclosing(self._generation.run(guest, engine_request)) as pieces:
+            async with aclosing(self._generation.run(guest, engine_request, text, _NAMES)) as pieces:
                 async for piece in pieces:
                     if first:
                         await context.send_initial_metadata((("x-moefleet-pod", self._served.pod_uid),))
                         first = False
-                    stop = piece.tokens[-1] if piece.finish is Finish.STOP and piece.tokens else None
-                    tokens = piece.tokens
+                    tokens, stop = piece.tokens, None
+                    if piece.finish is Finish.STOP and piece.stop is None and tokens:
+                        stop = tokens[-1] if asked.ending_token(limits, tokens[-1]) else None
                     if stop is not None and not request.include_stop_token_in_output:
                         tokens = tokens[:-1]
                     answer.extend(tokens)
+                    logprobs.extend(piece.logprobs[: len(tokens)])
                     if piece.finish is Finish.CANCELLED:
                         aborted = Problem(grpc.StatusCode.CANCELLED, "ABORTED", "the request was aborted")
                         raise EndedError(aborted, piece.usage)
@@ -73,7 +91,7 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
                         await context.write(_chunk(guest.request_id, tokens, piece))
                     if piece.finish is not None:
                         context.set_trailing_metadata(piece.usage.trailers())
-                        await context.write(_complete(guest.request_id, answer, piece, stop))
+                        await context.write(_complete(guest.request_id, answer, logprobs, piece, stop))
         except EndedError as ended:
             await answer_with(context, ended.problem, ended.usage.trailers())
         finally:
@@ -136,35 +154,6 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
             )
         return info
 
-    def _engine_request(self, request: Any, limits: checks.ModelLimits) -> EngineRequest:
-        sampling = request.sampling_config
-        prompt = tuple(request.tokenized.input_token_ids)
-        wrong = checks.check_names(request.request_id)
-        wrong += checks.check_prompt(limits, prompt, "tokenized.input_token_ids")
-        wrong += _unsupported(request)
-        if not wrong:
-            wrong += checks.max_tokens_for(limits, len(prompt), request.max_tokens, "max_tokens")[1]
-        # As TensorRT-LLM: greedy unless one of the three is given, and then temperature 1 unless given.
-        sampled = any(sampling.HasField(name) for name in ("temperature", "top_k", "top_p"))
-        temperature = sampling.temperature if sampling.HasField("temperature") else 1.0 if sampled else 0.0
-        top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
-        wrong += checks.check_sampling(temperature, sampling.top_k, top_p, prefix="sampling_config")
-        wrong += checks.check_stops(limits, request.stop_token_ids, "stop_token_ids")
-        if wrong:
-            raise invalid(*wrong)
-        return EngineRequest(
-            request_id=self._generation.new_request_id(),
-            prompt=prompt,
-            max_tokens=request.max_tokens,
-            temperature=temperature,
-            top_k=sampling.top_k,
-            top_p=top_p,
-            seed=sampling.seed if sampling.HasField("seed") else None,
-            stop_token_ids=frozenset(request.stop_token_ids),
-            ignore_eos=request.ignore_eos,
-            cache_salt=str(request.cache_salt_id) if request.HasField("cache_salt_id") else "",
-        )
-
 
 @dataclass(slots=True)
 class ReplicaView:
@@ -175,30 +164,88 @@ class ReplicaView:
     info: EngineInfo | None = None
 
 
+# Fields of Asked by their names here.
+_NAMES: Final = {
+    "sampling": "sampling_config",
+    "min_p": "sampling_config.min_p",
+    "repetition_penalty": "sampling_config.repetition_penalty",
+    "presence_penalty": "sampling_config.presence_penalty",
+    "frequency_penalty": "sampling_config.frequency_penalty",
+    "min_tokens": "sampling_config.min_tokens",
+    "logprobs": "output_config.logprobs",
+    "guide": "guided_decoding",
+}
+
+
+def _asked(request: Any, limits: checks.ModelLimits) -> Asked:
+    """Raises one INVALID_ARGUMENT with a violation for everything that is wrong."""
+    sampling, output = request.sampling_config, request.output_config
+    # As TensorRT-LLM: greedy unless one of the three is given, and then temperature 1 unless given.
+    sampled = any(sampling.HasField(name) for name in ("temperature", "top_k", "top_p"))
+    given = sampling.HasField
+    asked = Asked(
+        temperature=sampling.temperature if given("temperature") else 1.0 if sampled else 0.0,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p if given("top_p") else 1.0,
+        min_p=sampling.min_p,
+        seed=sampling.seed if given("seed") else None,
+        repetition_penalty=sampling.repetition_penalty if given("repetition_penalty") else 1.0,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        stop_token_ids=tuple(request.stop_token_ids),
+        stop=tuple(request.stop),
+        ignore_eos=request.ignore_eos,
+        min_tokens=sampling.min_tokens,
+        # Negative is its word for "none".
+        logprobs=output.logprobs if output.HasField("logprobs") and output.logprobs >= 0 else None,
+        guide=_guide(request.guided_decoding) if request.HasField("guided_decoding") else None,
+    )
+    prompt = request.tokenized.input_token_ids
+    wrong = checks.check_names(request.request_id)
+    wrong += checks.check_prompt(limits, prompt, "tokenized.input_token_ids")
+    wrong += _unsupported(request)
+    if not wrong:
+        wrong += checks.max_tokens_for(limits, len(prompt), request.max_tokens, "max_tokens")[1]
+        wrong += check_min_tokens(asked, request.max_tokens, _NAMES["min_tokens"]) if not wrong else []
+    wrong += check_asked(asked, limits, _NAMES)
+    if wrong:
+        raise invalid(*wrong)
+    return asked
+
+
+def _guide(guided: Any) -> Guide | None:
+    """None for the types that `_unsupported` refuses."""
+    kinds = pb.GuidedDecodingParams
+    match guided.guide_type:
+        case kinds.GUIDE_TYPE_JSON:
+            return Guide("json_object")
+        case kinds.GUIDE_TYPE_JSON_SCHEMA:
+            return Guide("json_schema", guided.guide)
+        case kinds.GUIDE_TYPE_REGEX:
+            return Guide("regex", guided.guide)
+        case _:
+            return None
+
+
 def _unsupported(request: Any) -> list[Violation]:
     """Fields that change the answer and that we cannot honour. Values that mean "off" pass."""
     sampling, output = request.sampling_config, request.output_config
     asked = {
-        "guided_decoding": request.HasField("guided_decoding"),
+        "guided_decoding.guide_type": request.HasField("guided_decoding")
+        and _guide(request.guided_decoding) is None,
         "embedding_bias": bool(request.embedding_bias),
         "lora_config": request.HasField("lora_config"),
         "prompt_tuning_config": request.HasField("prompt_tuning_config"),
         "multimodal_input": request.HasField("multimodal_input"),
         "disaggregated_params": request.HasField("disaggregated_params"),
         "lookahead_config": request.HasField("lookahead_config"),
-        "stop": bool(request.stop),
         "bad": bool(request.bad),
         "bad_token_ids": bool(request.bad_token_ids),
         "sampling_config.beam_width": sampling.beam_width > 1,
         "sampling_config.num_return_sequences": sampling.num_return_sequences > 1,
-        "sampling_config.min_tokens": sampling.min_tokens > 0,
-        "sampling_config.repetition_penalty": sampling.HasField("repetition_penalty")
-        and sampling.repetition_penalty != 1.0,
-        "sampling_config.presence_penalty": sampling.presence_penalty != 0.0,
-        "sampling_config.frequency_penalty": sampling.frequency_penalty != 0.0,
-        "sampling_config.min_p": sampling.min_p > 0.0,
+        "sampling_config.prompt_ignore_length": sampling.prompt_ignore_length > 0,
+        "sampling_config.top_p_decay": sampling.HasField("top_p_decay") and sampling.top_p_decay != 1.0,
         "sampling_config.no_repeat_ngram_size": sampling.no_repeat_ngram_size > 0,
-        "output_config.logprobs": output.HasField("logprobs") and output.logprobs >= 0,
         "output_config.prompt_logprobs": output.HasField("prompt_logprobs") and output.prompt_logprobs >= 0,
         "output_config.return_context_logits": output.return_context_logits,
         "output_config.return_generation_logits": output.return_generation_logits,
@@ -216,11 +263,14 @@ def _chunk(request_id: str, tokens: list[int], piece: Piece) -> Any:
             prompt_tokens=piece.usage.prompt_tokens,
             completion_tokens=piece.usage.completion_tokens,
             cached_tokens=piece.usage.cached_tokens,
+            logprobs=_logprobs(tokens, piece.logprobs),
         ),
     )
 
 
-def _complete(request_id: str, answer: list[int], piece: Piece, stop: int | None) -> Any:
+def _complete(
+    request_id: str, answer: list[int], logprobs: list[TokenLogprob], piece: Piece, stop: int | None
+) -> Any:
     assert piece.finish is not None
     return pb.GenerateResponse(
         request_id=request_id,
@@ -228,11 +278,24 @@ def _complete(request_id: str, answer: list[int], piece: Piece, stop: int | None
             output_token_ids=answer,
             finish_reason=_FINISH[piece.finish],
             matched_token_id=stop,
+            matched_stop_str=piece.stop,
             prompt_tokens=piece.usage.prompt_tokens,
             completion_tokens=piece.usage.completion_tokens,
             cached_tokens=piece.usage.cached_tokens,
+            logprobs=_logprobs(answer, logprobs),
         ),
     )
+
+
+def _logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[Any]:
+    return [
+        pb.TokenLogprob(
+            token_id=token,
+            logprob=one.logprob,
+            top_logprobs=[pb.TopLogprob(token_id=t, logprob=value) for t, value in one.top],
+        )
+        for token, one in zip(tokens, logprobs, strict=False)
+    ]
 
 
 def _version() -> str:

@@ -7,7 +7,6 @@ come step after step, end the engine: a new process is the only honest repair.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections import deque
@@ -29,7 +28,10 @@ from moefleet_runtime.engine.base import (
     StartFailed,
     StepSumsAccumulator,
     TokenDelta,
+    TokenLogprob,
 )
+from moefleet_runtime.engine.torch.checking import checked
+from moefleet_runtime.engine.torch.guides import GuideBroken, Guides
 from moefleet_runtime.engine.torch.requests import Generation, Row
 from moefleet_runtime.engine.torch.runner import Runner
 from moefleet_runtime.engine.torch.scheduler import Scheduler
@@ -37,8 +39,6 @@ from moefleet_runtime.engine.torch.starting import Started, start
 
 # A step that fails once may be one request's fault; so many in a row, with no step between that worked, are not.
 MAX_FAILED_STEPS_IN_A_ROW = 8
-# Signed or unsigned, as the clients of either service send it.
-MIN_SEED, MAX_SEED = -(1 << 63), (1 << 64) - 1
 # Messages name errors, they do not carry them: some of torch's are pages long.
 MAX_ERROR_CHARACTERS = 500
 
@@ -74,6 +74,7 @@ class TorchEngine:
         self._info = started.info
         self._runner: Runner = started.runner
         self._scheduler = started.scheduler
+        self._guides: Guides | None = started.guides
         self._sink = sink
         self._threads = started.threads
         self._progress_at_s = time.monotonic()
@@ -84,7 +85,7 @@ class TorchEngine:
 
     def submit(self, request: EngineRequest) -> None:
         self._check_alive()
-        generation = self._checked(request)
+        generation = checked(request, self._info, self._guides)
         with self._changed:
             self._check_alive()
             if request.request_id in self._live:
@@ -143,46 +144,6 @@ class TorchEngine:
         if self._dead or self._stopping:
             raise EngineDead(f"the engine takes no requests: {self._dead or 'it was stopped'}")
 
-    def _checked(self, request: EngineRequest) -> Generation:
-        info, name = self._info, f"request {request.request_id}"
-        length = len(request.prompt)
-        if not length:
-            raise RequestInvalid(f"{name}: the prompt is empty")
-        if length >= info.context_length:
-            raise RequestInvalid(
-                f"{name}: the prompt has {length} tokens, which leaves no room in a context of {info.context_length}"
-            )
-        if request.max_tokens < 1:
-            raise RequestInvalid(f"{name}: max_tokens: wanted at least 1, found {request.max_tokens}")
-        # min and max run in C: the 128 K ids of a long prompt take a millisecond.
-        low, high = min(request.prompt), max(request.prompt)
-        if low < 0 or high >= info.vocabulary_size:
-            raise RequestInvalid(
-                f"{name}: token ids: wanted 0 to {info.vocabulary_size - 1}, found {low if low < 0 else high}"
-            )
-        if not request.temperature >= 0 or request.temperature == float("inf"):
-            raise RequestInvalid(f"{name}: temperature: wanted 0 or more, found {request.temperature}")
-        if not 0 < request.top_p <= 1:
-            raise RequestInvalid(f"{name}: top_p: wanted above 0 and at most 1, found {request.top_p}")
-        if request.top_k < 0:
-            raise RequestInvalid(f"{name}: top_k: wanted 0 or more, found {request.top_k}")
-        if request.seed is not None and not MIN_SEED <= request.seed <= MAX_SEED:
-            raise RequestInvalid(f"{name}: seed: wanted 64 bits, found {request.seed}")
-        limit = min(length + request.max_tokens, info.context_length)
-        if limit > info.kv_max_tokens:
-            raise RequestInvalid(
-                f"{name}: prompt and answer may reach {limit} tokens, the cache holds {info.kv_max_tokens}"
-            )
-        return Generation(
-            request=request,
-            seed=secrets.randbits(64) if request.seed is None else request.seed,
-            stop_tokens=request.stop_token_ids
-            if request.ignore_eos
-            else request.stop_token_ids.union(info.eos_token_ids),
-            length_limit=limit,
-            tokens=list(request.prompt),
-        )
-
     def _run(self) -> None:
         # The number of threads is a property of the calling thread too.
         torch.set_num_threads(self._threads)
@@ -214,6 +175,9 @@ class TorchEngine:
                 # Otherwise it ended since the abort was sent, and its id may even be another's by now.
                 self._scheduler.remove(generation)
                 deltas.append(self._ended(generation, (), Finish.CANCELLED))
+        for generation in self._scheduler.late(time.monotonic()):
+            self._scheduler.remove(generation)
+            deltas.append(self._ended(generation, (), Finish.LATE, "its deadline passed"))
         self._deliver(deltas)
         return True
 
@@ -222,7 +186,7 @@ class TorchEngine:
         began_s = time.perf_counter()
         rows = self._scheduler.plan()
         if not rows:
-            # Only when every request was aborted.
+            # Only when every request was aborted or late.
             if self._scheduler.has_work:
                 raise _Doubtful("the scheduler has work and plans no step")
             return
@@ -236,20 +200,26 @@ class TorchEngine:
             return
         self._failed_in_a_row = 0
         self._scheduler.advance(rows)
-        deltas = [self._made(generation, token) for generation, token in made]
+        deltas = [self._made(*one) for one in made]
         self._progress_at_s = time.monotonic()
         # All that a step costs us, but not how long the reader of the sink takes: that says nothing of the model.
         self._sums.add(time_s=time.perf_counter() - began_s, prefill=prefill, sequences=sequences, kv=kv)
         self._deliver(deltas)
 
-    def _made(self, generation: Generation, token: int) -> TokenDelta:
+    def _made(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> TokenDelta:
         assert self._scheduler is not None
         self._output_tokens_total += 1
-        finish = generation.append(token)
+        try:
+            finish = generation.append(token)
+        except GuideBroken as error:
+            # This request's own grammar: the step and its other requests are sound.
+            self._scheduler.remove(generation)
+            return self._ended(generation, (), Finish.REFUSED, str(error))
+        logprobs = () if logprob is None else (logprob,)
         if finish is not None:
             self._scheduler.remove(generation)
-            return self._ended(generation, (token,), finish)
-        return self._delta(generation, (token,))
+            return self._ended(generation, (token,), finish, logprobs=logprobs)
+        return self._delta(generation, (token,), logprobs=logprobs)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         assert self._scheduler is not None
@@ -269,18 +239,28 @@ class TorchEngine:
             raise _Doubtful(f"{self._failed_in_a_row} steps in a row failed, the last: {_said(error)}")
 
     def _delta(
-        self, generation: Generation, tokens: tuple[int, ...], finish: Finish | None = None, error: str = ""
+        self,
+        generation: Generation,
+        tokens: tuple[int, ...],
+        finish: Finish | None = None,
+        error: str = "",
+        logprobs: tuple[TokenLogprob, ...] = (),
     ) -> TokenDelta:
         cached = 0 if generation.told else generation.cached
         generation.told = True
-        return TokenDelta(generation.request.request_id, tokens, cached, finish, error)
+        return TokenDelta(generation.request.request_id, tokens, cached, finish, error, logprobs)
 
     def _ended(
-        self, generation: Generation, tokens: tuple[int, ...], finish: Finish, error: str = ""
+        self,
+        generation: Generation,
+        tokens: tuple[int, ...],
+        finish: Finish,
+        error: str = "",
+        logprobs: tuple[TokenLogprob, ...] = (),
     ) -> TokenDelta:
         with self._changed:
             del self._live[generation.request.request_id]
-        return self._delta(generation, tokens, finish, error)
+        return self._delta(generation, tokens, finish, error, logprobs)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         if deltas:

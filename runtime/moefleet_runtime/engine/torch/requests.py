@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from moefleet_runtime.engine.base import EngineRequest, Finish
 from moefleet_runtime.engine.torch.blocks import chain_hash, root_hash
+from moefleet_runtime.engine.torch.guides import Matcher
 
 
 @dataclass(slots=True, eq=False)
@@ -32,10 +34,22 @@ class Generation:
     published: int = 0
     # The first delta tells `cached`.
     told: bool = False
+    # How many arrived before it: with the priority, its place in the queue, also after a preemption.
+    arrival: int = 0
+    # What its text must be. Knows the answer so far, so a preemption does not touch it.
+    matcher: Matcher | None = None
+    # How often each token is in the answer, and which the prompt has; for penalties.
+    counts: Counter[int] = field(default_factory=Counter)
+    prompt_tokens: frozenset[int] = frozenset()
 
     @property
     def made(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Lowest first: by priority, then by age."""
+        return -self.request.priority, self.arrival
 
     @property
     def pending(self) -> int:
@@ -58,7 +72,10 @@ class Generation:
     def append(self, token: int) -> Finish | None:
         """One more token of the answer, and whether it ends there."""
         self.tokens.append(token)
-        if token in self.stop_tokens:
+        self.counts[token] += 1
+        if token in self.stop_tokens and self.made >= self.request.min_tokens:
+            return Finish.STOP
+        if self.matcher is not None and self.matcher.take(token):
             return Finish.STOP
         if len(self.tokens) >= self.length_limit:
             return Finish.LENGTH

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
+from moefleet_runtime.engine.base import TokenLogprob
 from moefleet_runtime.engine.torch.cache import LatentCache
 from moefleet_runtime.engine.torch.model import Model
 from moefleet_runtime.engine.torch.packing import pack
 from moefleet_runtime.engine.torch.requests import Generation, Row
-from moefleet_runtime.engine.torch.sampling import Choice, chance_of, sample
+from moefleet_runtime.engine.torch.sampling import Choice, chance_of, logprobs_of, sample
+from moefleet_runtime.engine.torch.shaping import shaping_of
 
-# A token and the request that it continues.
-Made = tuple[Generation, int]
+
+class Made(NamedTuple):
+    """A token and the request that it continues."""
+
+    generation: Generation
+    token: int
+    logprob: TokenLogprob | None = None
 
 
 class Runner(Protocol):
@@ -33,14 +40,17 @@ class ModelRunner:
             logits = self._model.forward(batch, self._cache)
             made = [row.generation for row in batch.rows if row.samples]
             tokens = sample(logits, [_choice(g) for g in made])
+            logprobs = logprobs_of(logits, tokens, [g.request.logprobs for g in made])
         if not made and self._device.type == "cuda":
             # Nothing was copied back, so nothing has waited: without this the step would seem to take no time, and an
             # error in it would surface in the next.
             torch.cuda.synchronize(self._device)
-        return list(zip(made, tokens, strict=True))
+        return [
+            Made(g, token, logprobs.get(i)) for i, (g, token) in enumerate(zip(made, tokens, strict=True))
+        ]
 
 
 def _choice(g: Generation) -> Choice:
     r = g.request
     chance = chance_of(g.seed, g.made) if r.temperature > 0 else 0.0
-    return Choice(temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, chance=chance)
+    return Choice(r.temperature, r.top_k, r.top_p, chance, r.min_p, shaping_of(g))

@@ -1,4 +1,4 @@
-"""The next token of each row: greedy, or by temperature, top-k and top-p from one uniform number per token.
+"""The next token of each row: greedy, or by temperature, min-p, top-k and top-p from one uniform number per token.
 
 The number is a hash of the request's seed and the position in its answer: no generator has a state, so a request gives
 the same tokens alone, in any batch, and after it was preempted. It picks from the cumulative probabilities in the order
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
+
+from moefleet_runtime.engine.base import TokenLogprob
+from moefleet_runtime.engine.torch.shaping import Shaping, shaped
 
 Tensor = torch.Tensor
 
@@ -29,6 +32,9 @@ class Choice:
     top_p: float
     # In [0, 1).
     chance: float
+    min_p: float = 0.0
+    # What happens to the row's logits first; None: nothing.
+    shaping: Shaping | None = None
 
 
 def chance_of(seed: int, position: int) -> float:
@@ -44,6 +50,9 @@ def sample(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
     best = logits.max(-1)
     # NaN and +inf both win a maximum, so the maximum shows them.
     usable = torch.isfinite(best.values).all()
+    if any(c.shaping is not None for c in choices):
+        logits = shaped(logits, [c.shaping for c in choices])
+        best = logits.max(-1)
     picked = best.indices
     random = [i for i, c in enumerate(choices) if c.temperature > 0]
     if random:
@@ -58,6 +67,25 @@ def sample(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
     return [int(t) for t in tokens]
 
 
+def logprobs_of(
+    logits: Tensor, tokens: Sequence[int], wanted: Sequence[int | None]
+) -> dict[int, TokenLogprob]:
+    """Of the rows that want them, by row: log_softmax of `logits` at the row's token and at its best `wanted`."""
+    rows = [i for i, n in enumerate(wanted) if n is not None]
+    if not rows:
+        return {}
+    index = torch.tensor(rows, device=logits.device)
+    chosen = torch.tensor([tokens[i] for i in rows], device=logits.device)
+    lp = logits.index_select(0, index).log_softmax(-1)
+    top = lp.topk(min(max(wanted[i] or 0 for i in rows), lp.shape[-1]), -1)
+    of_chosen = lp.gather(1, chosen[:, None])[:, 0].tolist()
+    found = zip(rows, of_chosen, top.indices.tolist(), top.values.tolist(), strict=True)
+    return {
+        i: TokenLogprob(value, tuple(zip(ids, values, strict=True))[: wanted[i]])
+        for i, value, ids, values in found
+    }
+
+
 def _draw(logits: Tensor, best: Tensor, choices: Sequence[Choice]) -> Tensor:
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float64)[:, None]
@@ -65,6 +93,10 @@ def _draw(logits: Tensor, best: Tensor, choices: Sequence[Choice]) -> Tensor:
     # Relative to the best: a tiny temperature then gives zeros beside one 1 and no overflow.
     scaled = (logits.double() - best.double()[:, None]) / column([c.temperature for c in choices])
     p = scaled.softmax(-1)
+    if any(c.min_p > 0 for c in choices):
+        # Nguyen et al. 2024 (arXiv 2407.01082): a share of the best token's probability, at this temperature. Before top-k
+        # and top-p, as vLLM does (transformers has it last, which differs only beside a top-p).
+        p = p * (p >= column([c.min_p for c in choices]) * p.amax(-1, keepdim=True))
     p = _filtered(p, choices)
     cumulative = p.cumsum(-1)
     target = cumulative[:, -1:] * column([c.chance for c in choices])

@@ -1,17 +1,21 @@
 """Which tokens the next step computes: continuous batching under a token budget, with chunked prefill.
 
-Age decides. Running requests stand in the order of their arrival, and all of them are older than any that waits; when
-blocks run out, the youngest gives way and is computed again later, so the oldest always gets on and none starves.
+Rank decides: priority, then age. Running requests stand in its order, and so do those that wait; a place is given to the
+first that waits, and taken from nobody for it. When blocks run out, the last of the running gives way and is computed again
+later, so the first always gets on; among equal priorities none starves.
 Rows that decode are served before prompts, which share what the budget leaves. No clock, no chance, no torch.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
+from operator import attrgetter
 
 from moefleet_runtime.engine.torch.blocks import BlockPool
 from moefleet_runtime.engine.torch.requests import Generation, Row
+
+_RANK = attrgetter("rank")
 
 
 class Scheduler:
@@ -25,7 +29,8 @@ class Scheduler:
         # Each running request takes a token of every step at the end of its prompt; more than the budget would starve.
         self.max_running = min(max_batch_size, max_batch_tokens)
         self.running: list[Generation] = []
-        self.waiting: deque[Generation] = deque()
+        self.waiting: list[Generation] = []
+        self._arrivals = 0
         self.preempted_total = 0
         self.prompt_tokens_total = 0
         self.cached_tokens_total = 0
@@ -37,7 +42,14 @@ class Scheduler:
 
     def add(self, generation: Generation) -> None:
         """The caller has checked that the pool can hold it alone."""
-        self.waiting.append(generation)
+        generation.arrival = self._arrivals
+        self._arrivals += 1
+        insort(self.waiting, generation, key=_RANK)
+
+    def late(self, now_s: float) -> list[Generation]:
+        """Those whose deadline has passed; the caller removes them."""
+        everyone = (*self.running, *self.waiting)
+        return [g for g in everyone if g.request.deadline_s is not None and g.request.deadline_s <= now_s]
 
     def remove(self, generation: Generation) -> None:
         """Ended, aborted or failed: gives its blocks back."""
@@ -84,8 +96,8 @@ class Scheduler:
             found = self._cached_blocks(g)
             if self.running and not self._fits(g, found):
                 break
-            self.waiting.popleft()
-            self.running.append(g)
+            del self.waiting[0]
+            insort(self.running, g, key=_RANK)
             self._attach(g, found)
             count = min(g.pending, prefill_budget)
             if not self._grow(g, count):
@@ -125,22 +137,22 @@ class Scheduler:
             self.prompt_tokens_total += len(g.request.prompt)
 
     def _grow(self, g: Generation, count: int) -> bool:
-        """Blocks for `count` more tokens; False when the request itself was the youngest and gave way."""
+        """Blocks for `count` more tokens; False when the request itself was the last and gave way."""
         wanted = self.pool.blocks_for(g.computed + count)
         while len(g.blocks) < wanted:
             if self.pool.free:
                 g.blocks.append(self.pool.take())
                 continue
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is g:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is g:
                 return False
         return True
 
     def _preempt(self, g: Generation) -> None:
         self.running.remove(g)
         self._give_back(g)
-        self.waiting.appendleft(g)
+        insort(self.waiting, g, key=_RANK)
         self.preempted_total += 1
 
     def _give_back(self, g: Generation) -> None:

@@ -6,14 +6,16 @@ Everything that can be wrong with a configuration or a checkpoint is found here,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from moefleet_runtime.engine.arguments import TorchArguments
-from moefleet_runtime.engine.base import EngineInfo, EngineSettings, StartFailed
+from moefleet_runtime.engine.base import OPTIONS, EngineInfo, EngineSettings, StartFailed
 from moefleet_runtime.engine.torch.blocks import BlockPool
 from moefleet_runtime.engine.torch.cache import block_bytes, blocks_that_fit, free_bytes, make_cache
 from moefleet_runtime.engine.torch.config import ModelConfig, read_model_config
+from moefleet_runtime.engine.torch.guides import Guides
 from moefleet_runtime.engine.torch.model import Model
 from moefleet_runtime.engine.torch.runner import ModelRunner, Runner
 from moefleet_runtime.engine.torch.scheduler import Scheduler
@@ -25,6 +27,8 @@ class Started:
     runner: Runner
     scheduler: Scheduler
     threads: int
+    # None: the folder has no tokenizer that guided decoding could use.
+    guides: Guides | None = None
 
 
 def start(settings: EngineSettings) -> Started:
@@ -69,6 +73,7 @@ def start(settings: EngineSettings) -> Started:
         max_batch_tokens=settings.max_batch_tokens,
         reuse=settings.kv_reuse,
     )
+    guides = _guides(settings.model_path, config)
     info = EngineInfo(
         model_name=settings.model_name,
         context_length=context_length,
@@ -82,13 +87,26 @@ def start(settings: EngineSettings) -> Started:
         layers=config.layers,
         heads=config.heads,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        supports=OPTIONS if guides is not None else OPTIONS - {"guide"},
     )
-    return Started(info, ModelRunner(model, cache, device), scheduler, threads)
+    return Started(info, ModelRunner(model, cache, device), scheduler, threads, guides)
 
 
 def threads_for(*, wanted: int, cpus: int) -> int:
     """As asked (0: all), but never more than the pod may use: torch alone would start one for each core of the node."""
     return max(1, min(wanted or cpus, cpus))
+
+
+def _guides(folder: Path, config: ModelConfig) -> Guides | None:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        return Guides(file, vocabulary_size=config.vocabulary_size, eos_token_ids=config.eos_token_ids)
+    except ValueError:
+        # The server reads the same file and says what is wrong with it; one that only llguidance cannot read serves
+        # everything but guides.
+        return None
 
 
 def _refuse_what_is_not_built(settings: EngineSettings) -> None:
