@@ -38,6 +38,7 @@ NOT_SHIPPED = {
     image: {
         "moefleet_runtime.engine.torch": "the image `torch` ships it",
         "moefleet_weights.fp8": "the image `torch` ships it",
+        "moefleet_weights.shard": "the image `torch` ships it",
         "moefleet_weights.convert": "the image `torch` ships it",
         "moefleet_runtime.engine.tensorrt_llm.deepseek_v2": "torch comes with the image of TensorRT-LLM",
         "moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model": "made from classes of tensorrt_llm",

@@ -12,9 +12,10 @@ import torch
 from moefleet_cli.app import run
 from moefleet_runtime.engine.base import StartFailed
 from moefleet_testing.torch_engine import CHECKPOINT, Forced, load_model
-from moefleet_weights import convert as converting
-from moefleet_weights.convert import SUMS_NAME, convert, is_converted
+from moefleet_weights import shard as converting
+from moefleet_weights.convert import SUMS_NAME, convert
 from moefleet_weights.failing import WeightsError
+from moefleet_weights.shard import is_converted
 from moefleet_weights.tensors import INDEX_NAME, read_header
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -211,7 +212,7 @@ def converted_in_a_child(source: Path, target: Path, killed_at: int) -> int:
         killer = Killer(killed_at)
         os.fsync = killer.around(os.fsync)  # type: ignore[assignment]
         Path.replace = killer.around(Path.replace)  # type: ignore[assignment, method-assign]
-        converting._Hashing.write = killer.around(converting._Hashing.write)  # type: ignore[method-assign]
+        converting.Hashing.write = killer.around(converting.Hashing.write)  # type: ignore[method-assign]
         convert(source, target)
         status = 0
     finally:
