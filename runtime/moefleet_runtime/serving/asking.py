@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moefleet_runtime.engine.base import OPTIONS, EngineRequest, Guide
+from moefleet_runtime.engine.base import OPTIONS, EngineRequest, Finish, Guide
 from moefleet_runtime.serving.checks import ModelLimits, check_sampling, check_stops
 from moefleet_runtime.serving.problems import Violation
 
@@ -42,6 +42,7 @@ class Asked:
     logprobs: int | None = None
     priority: int = 0
     guide: Guide | None = None
+    generated: tuple[int, ...] = ()
 
     def request(
         self,
@@ -74,12 +75,21 @@ class Asked:
             logprobs=self.logprobs,
             priority=self.priority,
             guide=self.guide,
+            generated=self.generated,
         )
 
     def ending_token(self, limits: ModelLimits, token: int) -> bool:
         """Whether an answer that stopped with this token was stopped by it; else by the end of its guide."""
         eos = () if self.ignore_eos and self.guide is None else limits.eos_token_ids
         return token in self.stop_token_ids or token in eos
+
+    def over(self, limits: ModelLimits, max_tokens: int) -> Finish | None:
+        """How an answer ended of which all tokens are `generated` already: only its last message was lost."""
+        if not self.generated:
+            return None
+        if len(self.generated) >= self.min_tokens and self.ending_token(limits, self.generated[-1]):
+            return Finish.STOP
+        return Finish.LENGTH if len(self.generated) >= max_tokens else None
 
 
 _OFF: Final = Asked()
@@ -123,6 +133,11 @@ def check_asked(asked: Asked, limits: ModelLimits, names: Mapping[str, str]) -> 
         for field, found, good, range_ in rows
         if not good
     ]
+    if wrong_token := next((t for t in asked.generated if t >= limits.vocabulary_size), None):
+        last = limits.vocabulary_size - 1
+        wrong.append(
+            Violation(name("generated"), f"has {wrong_token}; token ids of this model are 0 to {last}")
+        )
     wrong += _check_bias(asked, limits, name("logit_bias"))
     wrong += _check_stop_texts(asked, name("stop"))
     if asked.guide is not None:
@@ -140,6 +155,12 @@ def check_min_tokens(asked: Asked, max_tokens: int, field: str) -> list[Violatio
     if 0 <= asked.min_tokens <= max_tokens:
         return []
     return [Violation(field, f"is {asked.min_tokens}; wanted 0 to max_tokens, which is {max_tokens}")]
+
+
+def check_generated(asked: Asked, max_tokens: int, field: str) -> list[Violation]:
+    if len(asked.generated) <= max_tokens:
+        return []
+    return [Violation(field, f"has {len(asked.generated)} tokens; max_tokens is {max_tokens}")]
 
 
 def _check_bias(asked: Asked, limits: ModelLimits, field: str) -> list[Violation]:
@@ -184,6 +205,6 @@ def _check_guide(guide: Guide, field: str) -> list[Violation]:
             return [Violation(field, f"is no JSON: {error}")]
         except RecursionError:
             return [Violation(field, "is nested too deeply")]
-        if not isinstance(schema, dict | bool):
-            return [Violation(field, f"is a {type(schema).__name__}; a schema is an object, true or false")]
+        if not isinstance(schema, dict):
+            return [Violation(field, f"is a JSON {type(schema).__name__}; wanted an object")]
     return []

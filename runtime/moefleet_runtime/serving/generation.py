@@ -110,7 +110,7 @@ class Generation:
         `text` says what the tokens spell, and may end the answer before the engine does: the engine is told then.
         `names`: the service's names of fields of EngineRequest, for what the engine refuses."""
         began_s = guest.entered_s
-        prompt_tokens = len(request.prompt)
+        prompt_tokens, before = len(request.prompt), len(request.generated)
         stream = self._client.submit(request)
         guest.stream = stream
         # The engine and the pipe have it now; a queue of long prompts must not be held twice.
@@ -124,7 +124,7 @@ class Generation:
             ),
         )
         outcome = "cancelled"
-        used = Usage(prompt_tokens, 0, 0)
+        used = Usage(prompt_tokens, before, 0)
         try:
             need, until_s = 1, None
             while True:
@@ -133,7 +133,7 @@ class Generation:
                     # The window closed over nothing: the next token goes out as soon as it comes.
                     need, until_s = 1, None
                     continue
-                used = replace(used, completion_tokens=stream.produced, cached_tokens=stream.cached_tokens)
+                used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
                 if stream.fault is not None:
                     outcome = stream.fault.kind
                     raise EndedError(self._problem(stream.fault, names), used)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Final
@@ -16,8 +16,8 @@ from moefleet.inference.v1 import inference_pb2_grpc as services
 from moefleet_runtime.engine.base import EngineRequest, Finish, Guide, Tokenizer, TokenLogprob
 from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
-from moefleet_runtime.serving.asking import Asked, check_asked, check_min_tokens
-from moefleet_runtime.serving.generation import EndedError, Generation, Piece
+from moefleet_runtime.serving.asking import Asked, check_asked, check_generated, check_min_tokens
+from moefleet_runtime.serving.generation import EndedError, Generation, Piece, Usage
 from moefleet_runtime.serving.problems import (
     Context,
     Problem,
@@ -47,6 +47,7 @@ _NAMES: Final = {
     "stop": "stopping.stop",
     "stop_token_ids": "stopping.stop_token_ids",
     "min_tokens": "stopping.min_tokens",
+    "generated": "resume.token_ids",
 }
 
 
@@ -101,8 +102,14 @@ class InferenceService(services.InferenceServiceServicer):
             engine_request = await self._engine_request(request, wanted, limits, tokenizer, deadline_s)
             asked = wanted.asked
             text = AnswerText(tokenizer.decoder(), asked.stop, asked.min_tokens)
+            stop = text.resume(asked.generated, wanted.text_characters)
+            over = Finish.STOP if stop is not None else asked.over(limits, engine_request.max_tokens)
+            if over is not None:
+                answered = _answered(text, over, stop, engine_request)
+            else:
+                answered = self._generation.run(guest, engine_request, text, wanted.names)
             first = True
-            async with aclosing(self._generation.run(guest, engine_request, text, wanted.names)) as pieces:
+            async with aclosing(answered) as pieces:
                 async for piece in pieces:
                     response = pb.GenerateResponse(token_ids=piece.tokens, text=piece.text)
                     if piece.logprobs:
@@ -180,7 +187,9 @@ class InferenceService(services.InferenceServiceServicer):
             if wrong := checks.check_prompt(limits, prompt, "prompt"):
                 raise invalid(*wrong)
         max_tokens, wrong = _max_tokens(limits, len(prompt), wanted)
-        wrong += check_min_tokens(wanted.asked, max_tokens, _NAMES["min_tokens"]) if not wrong else []
+        if not wrong:
+            wrong += check_min_tokens(wanted.asked, max_tokens, _NAMES["min_tokens"])
+            wrong += check_generated(wanted.asked, max_tokens, _NAMES["generated"])
         if wrong:
             raise invalid(*wrong)
         return wanted.asked.request(
@@ -200,7 +209,7 @@ class InferenceService(services.InferenceServiceServicer):
 class _Wanted:
     """The request in our own words, read once."""
 
-    __slots__ = ("asked", "max_tokens", "names")
+    __slots__ = ("asked", "max_tokens", "names", "text_characters")
 
     def __init__(self, request: pb.GenerateRequest) -> None:
         sampling, stopping = request.sampling, request.stopping
@@ -226,7 +235,9 @@ class _Wanted:
             logprobs=request.logprobs if request.HasField("logprobs") else None,
             priority=request.priority,
             guide=_guide(request.guide),
+            generated=tuple(request.resume.token_ids),
         )
+        self.text_characters = request.resume.text_characters
 
 
 def _guide(guide: pb.Guide) -> Guide | None:
@@ -276,6 +287,15 @@ def deadline_of(context: Context) -> float | None:
     return None if left_s is None else time.monotonic() + float(left_s)
 
 
+async def _answered(
+    text: AnswerText, finish: Finish, stop: str | None, request: EngineRequest
+) -> AsyncGenerator[Piece, None]:
+    """The last piece of an answer that was over when it broke off: the engine has nothing to do."""
+    used = Usage(len(request.prompt), len(request.generated), 0)
+    left = "" if stop is not None else text.push((), last=True).text
+    yield Piece([], used, finish, left, stop=stop)
+
+
 def _logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[pb.TokenLogprob]:
     return [
         pb.TokenLogprob(
@@ -295,5 +315,7 @@ def _end(response: pb.GenerateResponse, piece: Piece, asked: Asked, limits: chec
     response.usage.cached_prompt_tokens = piece.usage.cached_tokens
     if piece.stop is not None:
         response.stop = piece.stop
-    elif piece.finish is Finish.STOP and piece.tokens and asked.ending_token(limits, piece.tokens[-1]):
-        response.stop_token_id = piece.tokens[-1]
+        return
+    last = piece.tokens[-1:] or asked.generated[-1:]
+    if piece.finish is Finish.STOP and last and asked.ending_token(limits, last[0]):
+        response.stop_token_id = last[0]

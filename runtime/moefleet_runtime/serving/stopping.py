@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from moefleet_runtime.engine.base import TextDecoder, TokenLogprob
+
+# An answer that goes on here is read in pieces of so many tokens, as it was given out.
+RESUMED_TOKENS: Final = 32
 
 
 class StopFinder:
@@ -67,6 +71,23 @@ class AnswerText:
         self._waiting: list[tuple[int, TokenLogprob | None, int | None]] = []
         # Tokens taken in: what the answer has used, the stop text's own tokens included.
         self.used = 0
+        # After `resume`: text that is still to be given out, or how many characters were given out before.
+        self._owed = ""
+        self._skip = 0
+
+    def resume(self, tokens: Sequence[int], characters: int) -> str | None:
+        """Goes on where another replica stopped, which gave out all of `tokens` and so many characters of text. What it held
+        back is held back here, what it owes comes with the next push. The stop text in them, if the answer was over."""
+        text, stop = "", None
+        step = RESUMED_TOKENS if self._finder is None else 1
+        for at in range(0, len(tokens), step):
+            said = self.push(tokens[at : at + step])
+            text, stop = text + said.text, said.stop
+            if stop is not None:
+                break
+        self._waiting.clear()
+        self._owed, self._skip = text[characters:], max(0, characters - len(text))
+        return stop
 
     def push(
         self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] = (), *, last: bool = False
@@ -75,7 +96,8 @@ class AnswerText:
         if self._finder is None:
             self.used += len(tokens)
             text = self._decoder.push(tokens)
-            return Said(list(tokens), list(logprobs), text + self._decoder.finish() if last else text)
+            text = text + self._decoder.finish() if last else text
+            return Said(list(tokens), list(logprobs), self._unsaid(text), None)
         parts: list[str] = []
         for i, token in enumerate(tokens):
             self.used += 1
@@ -116,4 +138,11 @@ class AnswerText:
                 break
             ready += 1
         out, self._waiting = self._waiting[:ready], self._waiting[ready:]
-        return Said([t for t, _, _ in out], [p for _, p, _ in out if p is not None], "".join(parts), stop)
+        text = self._unsaid("".join(parts))
+        return Said([t for t, _, _ in out], [p for _, p, _ in out if p is not None], text, stop)
+
+    def _unsaid(self, text: str) -> str:
+        text, self._owed = self._owed + text, ""
+        cut = min(self._skip, len(text))
+        self._skip -= cut
+        return text[cut:]

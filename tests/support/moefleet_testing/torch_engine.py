@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from moefleet_runtime.engine.torch.model import Model
 from moefleet_runtime.engine.torch.packing import pack
 from moefleet_runtime.engine.torch.requests import Generation, Row
 from moefleet_runtime.engine.torch.runner import Made, Runner
-from moefleet_runtime.engine.torch.starting import Started, start
+from moefleet_runtime.engine.torch.starting import start
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "tiny-deepseek-v2"
 
@@ -95,7 +96,7 @@ class RunningEngine:
         self.scheduler = self.parts.scheduler
         self.out = Collected()
         self.engine = TorchEngine(wanted)
-        changed = Started(self.parts.info, runner(self.parts.runner), self.scheduler, self.parts.threads)
+        changed = replace(self.parts, runner=runner(self.parts.runner))
         self.info = self.engine.start_with(changed, self.out)
 
     def __enter__(self) -> RunningEngine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def said(text: str, stops: list[str], cuts: list[int], *, min_tokens: int = 0) -
     tokens = tokens_of(text)
     edges = [0, *sorted({c for c in cuts if 0 < c < len(tokens)}), len(tokens)]
     out = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         out.append(answer.push(tokens[begin:end], last=end == len(tokens)))
         if out[-1].stop is not None:
             break
@@ -95,7 +97,7 @@ def test_the_finder_alone_agrees_with_reading_character_by_character(
 ) -> None:
     finder, out, found = StopFinder(stops), "", None
     edges = [0, *sorted({c for c in cuts if 0 < c < len(text)}), len(text)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         part, found = finder.push(text[begin:end])
         out += part
         if found:

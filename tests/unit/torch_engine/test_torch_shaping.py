@@ -108,29 +108,22 @@ SIZE = 40
 IDS = st.lists(st.integers(0, SIZE - 1), max_size=20).map(tuple)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    prompt=IDS.filter(bool),
-    answer=IDS,
-    penalty=st.floats(0.1, 10),
-    presence=st.floats(-2, 2),
-    frequency=st.floats(-2, 2),
-    seed=st.integers(0, 10**6),
+PENALTIES = st.fixed_dictionaries(
+    {
+        "repetition_penalty": st.floats(0.1, 10),
+        "presence_penalty": st.floats(-2, 2),
+        "frequency_penalty": st.floats(-2, 2),
+    }
 )
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=IDS.filter(bool), answer=IDS, wanted=PENALTIES, seed=st.integers(0, 10**6))
 def test_any_penalties_equal_the_formula_and_transformers(
-    prompt: tuple[int, ...],
-    answer: tuple[int, ...],
-    penalty: float,
-    presence: float,
-    frequency: float,
-    seed: int,
+    prompt: tuple[int, ...], answer: tuple[int, ...], wanted: dict[str, float], seed: int
 ) -> None:
     logits = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(seed)) * 3
-    wanted = {
-        "repetition_penalty": penalty,
-        "presence_penalty": presence,
-        "frequency_penalty": frequency,
-    }
+    penalty = wanted["repetition_penalty"]
     case = Case(prompt, answer, wanted)
     ours = shaped(logits, [shaping_of(case.generation())])[0]
     assert ours.tolist() == pytest.approx(reference(case, logits[0].tolist()), abs=1e-4)
