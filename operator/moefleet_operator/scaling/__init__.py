@@ -9,6 +9,7 @@ from moefleet_operator.scaling.decide import decide
 from moefleet_operator.scaling.state import State, remember
 from moefleet_operator.scaling.types import (
     REASONS,
+    Attained,
     Decision,
     DemandPoint,
     DemandTotals,
@@ -24,6 +25,7 @@ from moefleet_operator.scaling.types import (
 
 __all__ = [
     "REASONS",
+    "Attained",
     "Decision",
     "DemandPoint",
     "DemandTotals",

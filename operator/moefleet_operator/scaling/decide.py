@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from moefleet_operator.scaling.law import TPOT_SHARE, need
-from moefleet_operator.scaling.state import State, observed, wished
+from moefleet_operator.scaling.headroom import observed as surprised
+from moefleet_operator.scaling.headroom import settled
+from moefleet_operator.scaling.law import FORECAST_WINDOW_S, TPOT_SHARE, need
+from moefleet_operator.scaling.state import State, observed, window, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
 # Before any cold start was measured: the median of 8-GPU replicas.
@@ -60,6 +62,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
     if found.mix is not None:
         mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
         remembered = replace(remembered, mix=mix)
+    remembered = _learnt(remembered, sample, found.terms, now)
     tick = _Tick(remembered, sample, replace(found.terms, hold_s=terms.hold_s), now)
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
         return tick.kept(
@@ -230,6 +233,26 @@ class _Tick:
         after_s = self.policy.scale_to_zero_after_s
         known = not (self.sample.silent_gateways or self.sample.silent_replicas)
         return after_s is not None and known and self.now - self.state.last_call_s >= after_s
+
+
+def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
+    """What this tick says of headroom. It counts from the next tick on."""
+    budget = settled(state.budget, state.last_attained, sample.attained, sample.policy.attainment, now)
+    # A gateway that is silent, or work that is counted elsewhere now, is no surprise of the traffic.
+    # Nor is a forecast from a few seconds of history one.
+    young = window(state, now, FORECAST_WINDOW_S).span_s < FORECAST_WINDOW_S / 2
+    if young or terms.capacity_rps <= 0 or sample.silent_gateways or terms.bypass:
+        return replace(state, budget=budget, last_attained=sample.attained or state.last_attained)
+    mean_rps = budget.requests / budget.seconds if budget.seconds > 0 else 0.0
+    weight = terms.arrival_rps / mean_rps if mean_rps > 0 else 1.0
+    return replace(
+        state,
+        surprises=surprised(
+            state.surprises, terms.arriving, terms.forecast, lead_s=terms.lead_s, weight=weight, now=now
+        ),
+        budget=budget,
+        last_attained=sample.attained or state.last_attained,
+    )
 
 
 def _living(sample: Sample) -> Sample:

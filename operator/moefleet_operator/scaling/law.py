@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
 from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
 
+from moefleet_operator.scaling.headroom import allowed_share, headroom
 from moefleet_operator.scaling.state import Bucket, State, window
 from moefleet_operator.scaling.types import Sample, Terms
 
 # Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
 TPOT_SHARE = 0.85
-# Kept free for what arrives during a cold start. The 99 % quantile of ln(work now / forecast one cold start ago) on recorded
-# production curves was 0.2 to 0.3; it is one number for all fleets until it is learnt per fleet.
-HEADROOM_RATIO = 0.25
 # Short windows: prompts are due at once; 30 s is the least that holds a few requests of a small fleet.
 PREFILL_WINDOW_S = 30.0
 MAX_DECODE_WINDOW_S = 180.0
-# Windows of the forecast.
-FORECAST_WINDOW_S = 120.0
-MAX_FORECAST_WINDOW_S = 240.0
+# Window of the forecast. What comes and goes within a cold start (tens of seconds to two minutes on production curves) cannot be
+# followed, only be covered; a window of about one cold start sees the level behind it.
+FORECAST_WINDOW_S = 240.0
+# What came in a minute is needed now, without any headroom: the noise of a minute stays below the headroom of the forecast.
+SURGE_WINDOW_S = 60.0
 # Mean lengths: long enough to be steady; the last minute counts at once when prompts get longer.
 LENGTH_WINDOW_S = 300.0
 RECENT_LENGTH_WINDOW_S = 60.0
@@ -42,6 +42,8 @@ ROUNDING_SLACK = 0.05
 # Down only when this many standard deviations of the count that the forecast rests on (1/sqrt(n) each) would still fit: at a
 # constant Poisson load a need next to a whole number took and gave a replica 20 to 35 times an hour, with two of them 1 to 17 times.
 DOWN_SIGMAS = 2.0
+# ... and at least so much: the tolerance of Kubernetes HPA. It costs nothing at equal attainment and halves the scaling actions.
+DOWN_MARGIN = 0.1
 # Replicas are compared with gateways over this window: answers that take minutes are admitted at their start.
 BYPASS_WINDOW_S = 120.0
 BYPASS_RATIO = 1.1
@@ -76,9 +78,9 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
         return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
     prefill_s, decode_s = prefill_work_s(fitted, mix), decode_work_s(fitted, mix)
     prefill_share = prefill_s / (prefill_s + decode_s)
-    residence_s = mix.decode_tokens * cap.step_time_s
+    # At half of its utilisation, where the step takes twice its least: a limit on latency must not choose what is counted.
+    residence_s = mix.decode_tokens * 2.0 * fitted.step.a_s
     decode_window_s = min(max(residence_s, PREFILL_WINDOW_S), MAX_DECODE_WINDOW_S)
-    forecast_window_s = min(max(FORECAST_WINDOW_S, decode_window_s), MAX_FORECAST_WINDOW_S)
 
     def rate(length_s: float) -> float:
         seen = window(state, now, length_s)
@@ -89,24 +91,30 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     x = cap.requests_per_s
     arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
     arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
-    forecast = (prefill_share * rate(FORECAST_WINDOW_S) + (1 - prefill_share) * rate(forecast_window_s)) / x
-    counted = window(state, now, forecast_window_s)
+    forecast = rate(FORECAST_WINDOW_S) / x
+    counted = window(state, now, FORECAST_WINDOW_S)
     noise = 1.0 / math.sqrt(max(counted.admitted if bypass else counted.arrivals, 1.0))
     kv = _kv_replicas(sample)
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
     late = late_s > sample.policy.ttft_s / 2
-    coming_s = _shortfall_replica_s(sample, arriving, lead_s)
+    # What will pile up is a burst's own end until something piles up: headroom is there for bursts.
+    coming_s = _shortfall_replica_s(sample, arriving, lead_s) if late else 0.0
     backlog = min(max(waiting_s + coming_s, 0.0) / BACKLOG_DRAIN_S, 0.5 * forecast + 1.0)
     # Served counts saturate and forecasts lag; when requests already wait for half their time, the short window counts too.
-    work = max(forecast, arriving if late else 0.0) * (1.0 + HEADROOM_RATIO)
+    share = allowed_share(state.budget, sample.policy.attainment)
+    factor = math.exp(headroom(state.surprises, share))
+    # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
+    work = max(max(forecast, arriving if late else 0.0) * factor, rate(SURGE_WINDOW_S) / x)
     total = max(work, kv) + backlog
     return Need(
         Terms(
             arriving=arriving,
             arriving_prefill=arriving_prefill,
             forecast=forecast,
-            headroom_ratio=HEADROOM_RATIO,
+            headroom_ratio=factor - 1.0,
+            allowed_share=share,
+            budget_balance=state.budget.balance,
             backlog=backlog,
             kv=kv,
             need=total,
@@ -118,7 +126,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             mean_input_tokens=mix.input_tokens,
             mean_output_tokens=mix.output_tokens,
             wanted=max(0, math.ceil(total - ROUNDING_SLACK)),
-            enough=max(0, math.ceil(total * (1.0 + DOWN_SIGMAS * noise) - ROUNDING_SLACK)),
+            enough=max(0, math.ceil(total * (1.0 + max(DOWN_MARGIN, DOWN_SIGMAS * noise)) - ROUNDING_SLACK)),
             lead_s=lead_s,
             bypass=int(bypass),
         ),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
 
-from moefleet_operator.scaling.types import DemandPoint, DemandTotals, Sample, ServedTotals
+from moefleet_operator.scaling.headroom import BINS, Budget, Surprises
+from moefleet_operator.scaling.types import Attained, DemandPoint, DemandTotals, Sample, ServedTotals
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 # Hard limit of the JSON; the ConfigMap of a fleet has room for more, but 1,000 fleets share one etcd.
 STATE_MAX_BYTES = 4096
 # Buckets younger than this stay as they came (the 30 s window needs them fine).
@@ -81,6 +82,9 @@ class State:
     last_call_s: float = 0.0
     # Mean request when last there was one: prompt, cached and output tokens.
     mix: tuple[float, float, float] | None = None
+    surprises: Surprises = field(default_factory=Surprises)
+    budget: Budget = field(default_factory=Budget)
+    last_attained: Attained | None = None
 
     def to_json(self) -> str:
         data = {
@@ -99,6 +103,21 @@ class State:
             "down": round(self.last_down_s, 1),
             "call": round(self.last_call_s, 1),
             "mix": None if self.mix is None else [_short(x) for x in self.mix],
+            "surprises": {
+                "at": round(self.surprises.at_s, 1),
+                # Whole hundredths of a sample: what is less has no say.
+                "weights": [round(w * 100) for w in self.surprises.weights],
+                "forecasts": [
+                    [round(self.last_s - at, 1), _short(f, 4)] for at, f in self.surprises.forecasts
+                ],
+            },
+            "budget": [
+                round(self.budget.at_s, 1),
+                *(_short(x) for x in (self.budget.balance, self.budget.requests, self.budget.seconds)),
+            ],
+            "attained": None
+            if self.last_attained is None
+            else [_short(x) for x in astuple(self.last_attained)],
         }
         return json.dumps(data, separators=(",", ":"))
 
@@ -121,6 +140,9 @@ class State:
                 last_down_s=float(data["down"]),
                 last_call_s=float(data["call"]),
                 mix=None if data["mix"] is None else tuple(map(float, data["mix"])),  # type: ignore[arg-type]
+                surprises=_surprises(data["surprises"], last),
+                budget=Budget(*map(float, data["budget"])),
+                last_attained=None if data["attained"] is None else Attained(*map(float, data["attained"])),
             )
         except (ValueError, TypeError, KeyError):
             return None
@@ -219,6 +241,15 @@ def _thinned(buckets: Iterable[Bucket], now: float) -> tuple[Bucket, ...]:
     return tuple(out)
 
 
-def _short(number: float) -> float | int:
+def _surprises(data: Any, last: float) -> Surprises:
+    weights = tuple(float(w) / 100 for w in data["weights"])
+    if len(weights) not in (0, BINS):
+        raise ValueError(f"surprises.weights: wanted {BINS}, found {len(weights)}")
+    return Surprises(
+        float(data["at"]), weights, tuple((last - float(age), float(f)) for age, f in data["forecasts"])
+    )
+
+
+def _short(number: float, digits: int = 7) -> float | int:
     """Seven digits for what is a rate in the end; whole numbers as they are."""
-    return int(number) if float(number).is_integer() else float(f"{number:.7g}")
+    return int(number) if float(number).is_integer() else float(f"{number:.{digits}g}")

@@ -24,6 +24,8 @@ class Policy:
     calibration: Calibration | None
     # None: never. Otherwise a fleet that nobody asked for so long may sleep, whatever min_replicas says.
     scale_to_zero_after_s: float | None = None
+    # Share of requests that must be inside both limits, 0 to 1.
+    attainment: float = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ class ServedTotals:
     prompt_tokens: float = 0.0
     cached_tokens: float = 0.0
     output_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attained:
+    """Requests that ended, and those of them inside both limits of the objective, cumulative."""
+
+    requests: float = 0.0
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,8 @@ class Sample:
     load: Load = field(default_factory=Load)
     # Sums over the engine steps of late, for the online fit of the step model; None: the calibration is all there is.
     steps: StepTotals | None = None
+    # None: nobody measures what requests get; headroom is then what was learnt from arrivals alone.
+    attained: Attained | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +190,9 @@ class Terms:
     forecast: float = 0.0
     # Share of the forecast kept free for what comes during a cold start.
     headroom_ratio: float = 0.0
+    # Of the requests, those that headroom leaves out, and half days of allowed misses that are unspent (negative: overdrawn).
+    allowed_share: float = 0.0
+    budget_balance: float = 0.0
     backlog: float = 0.0
     kv: float = 0.0
     # Their sum as the law has it, before rounding, bounds, caps and holds.

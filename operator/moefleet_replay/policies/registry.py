@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from moefleet_replay import ours
 from moefleet_replay.policies import (
     aibrix,
     chiron,
@@ -27,6 +28,7 @@ from moefleet_replay.policy import Knob, PolicyError, PolicySpec
 
 # One module per family, in the order in which `moefleet policies` shows them.
 _FAMILIES: Final = (
+    ours,
     static,
     oracle,
     hpa,
