@@ -136,6 +136,7 @@ class EngineRequest:
     # Made by the server, unique in this process; not the client's request_id.
     request_id: str
     prompt: tuple[int, ...]
+    # Of the whole answer, `generated` included.
     max_tokens: int
     # 0 is greedy.
     temperature: float = 0.0
@@ -153,6 +154,9 @@ class EngineRequest:
     # time.monotonic() (one clock for all processes of a machine) after which nobody wants the answer any more. Every
     # engine may ignore it: the server ends the stream then in any case.
     deadline_s: float | None = None
+    # The answer so far, made by another replica; fewer than max_tokens. It is context and not prompt: what counts tokens
+    # of the answer (penalties, min_tokens, the position in a seed's sequence) counts these, and deltas have only new ones.
+    generated: tuple[int, ...] = ()
     # From here on OPTIONS; each default means "off". Tokens less likely than this share of the best are dropped: [0, 1].
     min_p: float = 0.0
     # Over prompt and answer: logits are divided by it where positive, else multiplied. (0, 10]

@@ -44,7 +44,8 @@ class _Running:
     # Where its tokens come from, and which of them is the end-of-text token (0: none).
     seed: int
     end_at: int
-    produced: int = 0
+    # Tokens of the answer, those of another replica included.
+    produced: int
 
 
 class SimulatedReplica:
@@ -83,6 +84,10 @@ class SimulatedReplica:
         limits = self.calibration.limits
         if not request.prompt or request.max_tokens < 1:
             raise RequestInvalid("wanted at least one token in and one out")
+        if len(request.generated) >= request.max_tokens:
+            raise RequestInvalid(
+                f"max_tokens is {request.max_tokens}, and there are so many tokens", "generated"
+            )
         if len(request.prompt) + request.max_tokens > limits.kv_max_tokens:
             raise RequestInvalid(
                 f"{len(request.prompt)} prompt tokens and {request.max_tokens} to generate never fit a cache of"
@@ -139,9 +144,9 @@ class SimulatedReplica:
             active=replica.active,
             queued=replica.queued + len(waiting),
             outstanding_prefill_tokens=replica.outstanding_prefill_tokens
-            + sum(len(request.prompt) for request in waiting),
+            + sum(len(request.prompt) + len(request.generated) for request in waiting),
             outstanding_decode_tokens=replica.outstanding_decode_tokens
-            + sum(request.max_tokens for request in waiting),
+            + sum(request.max_tokens - len(request.generated) for request in waiting),
             kv_used_tokens=replica.kv_used_tokens,
             kv_max_tokens=self.calibration.limits.kv_max_tokens,
             prompt_tokens_total=self._prompt_tokens,
@@ -169,11 +174,18 @@ class SimulatedReplica:
     def _admit(self, at_s: float, request: EngineRequest, hashes: tuple[bytes, ...]) -> None:
         cached = min(self._prefixes.match(hashes) * BLOCK_TOKENS, len(request.prompt) - 1)
         self._replica.submit(
-            perf.Arrival(request.request_id, at_s, len(request.prompt), request.max_tokens, cached)
+            perf.Arrival(
+                request.request_id,
+                at_s,
+                len(request.prompt) + len(request.generated),
+                request.max_tokens - len(request.generated),
+                cached,
+            )
         )
         seed = _seed(request)
         end_at = 0 if request.ignore_eos else _end_at(seed, self._mean_output_tokens)
-        self._running[request.request_id] = _Running(request, cached, hashes, seed, end_at)
+        made = len(request.generated)
+        self._running[request.request_id] = _Running(request, cached, hashes, seed, end_at, made)
         self._prompt_tokens += len(request.prompt)
         self._cached_tokens += cached
 
@@ -197,7 +209,7 @@ class SimulatedReplica:
             request = running.request
             running.produced += 1
             produced = running.produced
-            if produced == 1:
+            if produced == len(request.generated) + 1:
                 self._prefixes.publish(running.hashes)
                 out.cached[request_id] = running.cached_tokens
             token = END if produced == running.end_at else FIRST_WORD + _mix(running.seed, produced) % words
@@ -213,7 +225,10 @@ class SimulatedReplica:
     def _fail_step(self, step: perf.Step, out: _Collected) -> None:
         """Fails whom the step would have given a token; a step of nothing but prompt fails the oldest without one."""
         self._failed_steps += 1
-        hit = step.tokens or tuple(r for r, s in self._running.items() if not s.produced)[:1]
+        hit = (
+            step.tokens
+            or tuple(r for r, s in self._running.items() if s.produced == len(s.request.generated))[:1]
+        )
         for request_id in hit:
             if self._running.pop(request_id, None) is not None:
                 self._replica.cancel(request_id)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%moefleet/inference/v1/inference.proto\x12\x15moefleet.inference.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8d\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x42\n\nlogit_bias\x18\t \x03(\x0b\x32..moefleet.inference.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penalty\"\x80\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\nmin_tokens\x18\x05 \x01(\rB\r\n\x0b_max_tokens\"N\n\x05Guide\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x03 \x01(\x08H\x00\x42\x06\n\x04\x66orm\"\xe2\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x34\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1f.moefleet.inference.v1.TokenIdsH\x00\x12\x31\n\x08sampling\x18\x05 \x01(\x0b\x32\x1f.moefleet.inference.v1.Sampling\x12\x31\n\x08stopping\x18\x06 \x01(\x0b\x32\x1f.moefleet.inference.v1.Stopping\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12+\n\x05guide\x18\x08 \x01(\x0b\x32\x1c.moefleet.inference.v1.Guide\x12\x15\n\x08logprobs\x18\t \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08priority\x18\n \x01(\x11\x42\x07\n\x05inputB\x0b\n\t_logprobs\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\x9e\x02\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.moefleet.inference.v1.FinishReason\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1c.moefleet.inference.v1.Usage\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x35\n\x08logprobs\x18\x06 \x03(\x0b\x32#.moefleet.inference.v1.TokenLogprob\x12\x17\n\rstop_token_id\x18\x07 \x01(\rH\x00\x12\x0e\n\x04stop\x18\x08 \x01(\tH\x00\x42\x0c\n\nstopped_by\",\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"^\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12+\n\x03top\x18\x03 \x03(\x0b\x32\x1e.moefleet.inference.v1.Logprob\"1\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.moefleet.inference.v1.Model\"e\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.moefleet.inference.v1.Model*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\x97\x03\n\x10InferenceService\x12]\n\x08Generate\x12&.moefleet.inference.v1.GenerateRequest\x1a\'.moefleet.inference.v1.GenerateResponse0\x01\x12\x64\n\x0b\x43ountTokens\x12).moefleet.inference.v1.CountTokensRequest\x1a*.moefleet.inference.v1.CountTokensResponse\x12[\n\x08GetModel\x12&.moefleet.inference.v1.GetModelRequest\x1a\'.moefleet.inference.v1.GetModelResponse\x12\x61\n\nListModels\x12(.moefleet.inference.v1.ListModelsRequest\x1a).moefleet.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%moefleet/inference/v1/inference.proto\x12\x15moefleet.inference.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8d\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x42\n\nlogit_bias\x18\t \x03(\x0b\x32..moefleet.inference.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penalty\"\x80\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x12\n\nmin_tokens\x18\x05 \x01(\rB\r\n\x0b_max_tokens\"N\n\x05Guide\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x03 \x01(\x08H\x00\x42\x06\n\x04\x66orm\"\x91\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x34\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1f.moefleet.inference.v1.TokenIdsH\x00\x12\x31\n\x08sampling\x18\x05 \x01(\x0b\x32\x1f.moefleet.inference.v1.Sampling\x12\x31\n\x08stopping\x18\x06 \x01(\x0b\x32\x1f.moefleet.inference.v1.Stopping\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12+\n\x05guide\x18\x08 \x01(\x0b\x32\x1c.moefleet.inference.v1.Guide\x12\x15\n\x08logprobs\x18\t \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08priority\x18\n \x01(\x11\x12-\n\x06resume\x18\x0b \x01(\x0b\x32\x1d.moefleet.inference.v1.ResumeB\x07\n\x05inputB\x0b\n\t_logprobs\"4\n\x06Resume\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x17\n\x0ftext_characters\x18\x02 \x01(\r\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"\x9e\x02\n\x10GenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.moefleet.inference.v1.FinishReason\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1c.moefleet.inference.v1.Usage\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x35\n\x08logprobs\x18\x06 \x03(\x0b\x32#.moefleet.inference.v1.TokenLogprob\x12\x17\n\rstop_token_id\x18\x07 \x01(\rH\x00\x12\x0e\n\x04stop\x18\x08 \x01(\tH\x00\x42\x0c\n\nstopped_by\",\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"^\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12+\n\x03top\x18\x03 \x03(\x0b\x32\x1e.moefleet.inference.v1.Logprob\"1\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.moefleet.inference.v1.Model\"e\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.moefleet.inference.v1.Model*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\x97\x03\n\x10InferenceService\x12]\n\x08Generate\x12&.moefleet.inference.v1.GenerateRequest\x1a\'.moefleet.inference.v1.GenerateResponse0\x01\x12\x64\n\x0b\x43ountTokens\x12).moefleet.inference.v1.CountTokensRequest\x1a*.moefleet.inference.v1.CountTokensResponse\x12[\n\x08GetModel\x12&.moefleet.inference.v1.GetModelRequest\x1a\'.moefleet.inference.v1.GetModelResponse\x12\x61\n\nListModels\x12(.moefleet.inference.v1.ListModelsRequest\x1a).moefleet.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1958
-  _globals['_FINISHREASON']._serialized_end=2082
+  _globals['_FINISHREASON']._serialized_start=2059
+  _globals['_FINISHREASON']._serialized_end=2183
   _globals['_TOKENIDS']._serialized_start=64
   _globals['_TOKENIDS']._serialized_end=87
   _globals['_SAMPLING']._serialized_start=90
@@ -46,29 +46,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUIDE']._serialized_start=620
   _globals['_GUIDE']._serialized_end=698
   _globals['_GENERATEREQUEST']._serialized_start=701
-  _globals['_GENERATEREQUEST']._serialized_end=1055
-  _globals['_USAGE']._serialized_start=1057
-  _globals['_USAGE']._serialized_end=1144
-  _globals['_GENERATERESPONSE']._serialized_start=1147
-  _globals['_GENERATERESPONSE']._serialized_end=1433
-  _globals['_LOGPROB']._serialized_start=1435
-  _globals['_LOGPROB']._serialized_end=1479
-  _globals['_TOKENLOGPROB']._serialized_start=1481
-  _globals['_TOKENLOGPROB']._serialized_end=1575
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1577
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1626
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1628
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1665
-  _globals['_GETMODELREQUEST']._serialized_start=1667
-  _globals['_GETMODELREQUEST']._serialized_end=1699
-  _globals['_GETMODELRESPONSE']._serialized_start=1701
-  _globals['_GETMODELRESPONSE']._serialized_end=1764
-  _globals['_MODEL']._serialized_start=1766
-  _globals['_MODEL']._serialized_end=1867
-  _globals['_LISTMODELSREQUEST']._serialized_start=1869
-  _globals['_LISTMODELSREQUEST']._serialized_end=1888
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1890
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1956
-  _globals['_INFERENCESERVICE']._serialized_start=2085
-  _globals['_INFERENCESERVICE']._serialized_end=2492
+  _globals['_GENERATEREQUEST']._serialized_end=1102
+  _globals['_RESUME']._serialized_start=1104
+  _globals['_RESUME']._serialized_end=1156
+  _globals['_USAGE']._serialized_start=1158
+  _globals['_USAGE']._serialized_end=1245
+  _globals['_GENERATERESPONSE']._serialized_start=1248
+  _globals['_GENERATERESPONSE']._serialized_end=1534
+  _globals['_LOGPROB']._serialized_start=1536
+  _globals['_LOGPROB']._serialized_end=1580
+  _globals['_TOKENLOGPROB']._serialized_start=1582
+  _globals['_TOKENLOGPROB']._serialized_end=1676
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1678
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1727
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1729
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1766
+  _globals['_GETMODELREQUEST']._serialized_start=1768
+  _globals['_GETMODELREQUEST']._serialized_end=1800
+  _globals['_GETMODELRESPONSE']._serialized_start=1802
+  _globals['_GETMODELRESPONSE']._serialized_end=1865
+  _globals['_MODEL']._serialized_start=1867
+  _globals['_MODEL']._serialized_end=1968
+  _globals['_LISTMODELSREQUEST']._serialized_start=1970
+  _globals['_LISTMODELSREQUEST']._serialized_end=1989
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1991
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2057
+  _globals['_INFERENCESERVICE']._serialized_start=2186
+  _globals['_INFERENCESERVICE']._serialized_end=2593
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,7 @@ MAX_SEED: Final = (1 << 64) - 1
 
 
 def check_request(request: EngineRequest, info: EngineInfo, *, rank_tokens: int) -> int:
-    """Tokens that the answer may have: max_tokens, or less where the context ends. Raises RequestInvalid.
+    """Tokens that the answer may get: max_tokens, or less where the context ends, less those it has. Raises RequestInvalid.
 
     `rank_tokens`: what the KV cache of one rank holds, which is where a request lives."""
     name = f"request {request.request_id}"
@@ -26,7 +26,8 @@ def check_request(request: EngineRequest, info: EngineInfo, *, rank_tokens: int)
     if request.max_tokens < 1:
         raise RequestInvalid(f"{name}: max_tokens: wanted at least 1, found {request.max_tokens}")
     # min and max run in C: the 128 K ids of a long prompt take a millisecond.
-    low, high = min(request.prompt), max(request.prompt)
+    ids = request.prompt + request.generated
+    low, high = min(ids), max(ids)
     if low < 0 or high >= info.vocabulary_size:
         raise RequestInvalid(
             f"{name}: token ids: wanted 0 to {info.vocabulary_size - 1}, found {low if low < 0 else high}"
@@ -44,4 +45,10 @@ def check_request(request: EngineRequest, info: EngineInfo, *, rank_tokens: int)
         raise RequestInvalid(
             f"{name}: prompt and answer may reach {longest} tokens, the cache of one rank holds {rank_tokens}"
         )
-    return longest - length
+    left = longest - length - len(request.generated)
+    if request.generated and left < 1:
+        raise RequestInvalid(
+            f"{name}: generated: has {len(request.generated)} tokens, which leaves none of {longest - length} to make",
+            "generated",
+        )
+    return left

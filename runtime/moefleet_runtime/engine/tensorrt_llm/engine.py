@@ -130,7 +130,7 @@ class TensorRTLLMEngine:
         return EngineLoad(
             active=len(live) - queued,
             queued=queued,
-            outstanding_prefill_tokens=sum(len(answer.request.prompt) for answer in waiting),
+            outstanding_prefill_tokens=sum(len(a.request.prompt) + len(a.request.generated) for a in waiting),
             outstanding_decode_tokens=sum(max(0, a.max_tokens - a.delivered) for a in live),
             kv_used_tokens=self._kv_used_tokens(live),
             kv_max_tokens=told.kv_max_tokens or info.kv_max_tokens,
@@ -182,7 +182,9 @@ class TensorRTLLMEngine:
         told = self._statistics.kv_used_tokens
         if self._ranks == 1 and told is not None and live:
             return told
-        return sum(len(a.request.prompt) + a.delivered for a in live if a.delivered)
+        return sum(
+            len(a.request.prompt) + len(a.request.generated) + a.delivered for a in live if a.delivered
+        )
 
     def _take_record(self, record: Mapping[str, Any]) -> None:
         """In the statistics thread."""
@@ -227,7 +229,7 @@ class TensorRTLLMEngine:
         keywords = sampling_keywords(request, answer.stops, max_tokens=answer.max_tokens)
         try:
             answer.result = self._api.llm.generate_async(
-                list(request.prompt),
+                [*request.prompt, *request.generated],
                 sampling_params=self._api.sampling_params(**keywords),
                 streaming=True,
                 cache_salt=request.cache_salt or None,
@@ -320,6 +322,7 @@ class TensorRTLLMEngine:
             self._output_tokens_total += len(tokens)
             if answer.delivered == len(tokens):
                 cached = int(getattr(answer.result, "cached_tokens", 0) or 0)
+                cached = min(cached, len(answer.request.prompt))
                 self._prompt_tokens_total += len(answer.request.prompt)
                 self._cached_tokens_total += cached
         if not self._out:

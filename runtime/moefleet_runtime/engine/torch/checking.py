@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import Counter
+from collections.abc import Sequence
 
 from moefleet_runtime.engine.base import EngineInfo, EngineRequest, RequestInvalid
-from moefleet_runtime.engine.torch.guides import Guides
+from moefleet_runtime.engine.torch.guides import GuideBroken, Guides, Matcher
 from moefleet_runtime.engine.torch.requests import Generation
 
 # Signed or unsigned, as the clients of either service send it.
@@ -26,7 +28,13 @@ def checked(request: EngineRequest, info: EngineInfo, guides: Guides | None) -> 
     if request.max_tokens < 1:
         raise RequestInvalid(f"{name}: max_tokens: wanted at least 1, found {request.max_tokens}")
     # min and max run in C: the 128 K ids of a long prompt take a millisecond.
-    low, high = min(request.prompt), max(request.prompt)
+    if len(request.generated) >= request.max_tokens:
+        raise RequestInvalid(
+            f"{name}: generated: wanted fewer tokens than max_tokens ({request.max_tokens}), found {len(request.generated)}",
+            "generated",
+        )
+    tokens = [*request.prompt, *request.generated]
+    low, high = min(tokens), max(tokens)
     if low < 0 or high >= info.vocabulary_size:
         raise RequestInvalid(
             f"{name}: token ids: wanted 0 to {info.vocabulary_size - 1}, found {low if low < 0 else high}"
@@ -42,16 +50,33 @@ def checked(request: EngineRequest, info: EngineInfo, guides: Guides | None) -> 
         if guides is None:
             raise RequestInvalid(f"{name}: guide: this model has no tokenizer.json to guide by", "guide")
         matcher = guides.matcher(request.guide)
+        _follow(matcher, request.generated, name)
     ends = () if request.ignore_eos else info.eos_token_ids
     return Generation(
         request=request,
         seed=secrets.randbits(64) if request.seed is None else request.seed,
         stop_tokens=request.stop_token_ids.union(ends),
         length_limit=limit,
-        tokens=list(request.prompt),
+        tokens=tokens,
         matcher=matcher,
+        counts=Counter(request.generated),
         prompt_tokens=frozenset(request.prompt) if request.repetition_penalty != 1 else frozenset(),
     )
+
+
+def _follow(matcher: Matcher, generated: Sequence[int], name: str) -> None:
+    try:
+        over = False
+        for token in generated:
+            over = matcher.take(token)
+            if over:
+                break
+    except GuideBroken as error:
+        raise RequestInvalid(
+            f"{name}: generated: the guide does not allow it: {error}", "generated"
+        ) from error
+    if over:
+        raise RequestInvalid(f"{name}: generated: the guide lets nothing follow it", "generated")
 
 
 def _check_sampling(r: EngineRequest, name: str, vocabulary: int) -> None:

@@ -132,7 +132,8 @@ class Scheduler:
         g.published = len(found)
         if not g.admitted:
             g.admitted = True
-            g.cached = g.computed
+            # An answer that began elsewhere is context: only the prompt's share is told.
+            g.cached = min(g.computed, len(g.request.prompt))
             self.cached_tokens_total += g.cached
             self.prompt_tokens_total += len(g.request.prompt)
 
