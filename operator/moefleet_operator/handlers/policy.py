@@ -36,6 +36,7 @@ def policy(spec: MoEFleetSpec) -> Policy:
         ttft_s=parse_duration_s(spec.scaling.objective.time_to_first_token),
         calibration=calibration(spec.engine),
         scale_to_zero_after_s=parse_duration_s(sleep) if sleep is not None else None,
+        attainment=float(spec.scaling.objective.attainment_percent) / 100,
     )
 
 

@@ -1,10 +1,11 @@
-"""Numbers for people: tokens/s, latency quantiles, attainment. Nothing decides by them."""
+"""Numbers for people: tokens/s, latency quantiles, attainment. Only `attained` is decided by."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
+from moefleet_operator.scaling.types import Attained
 from moefleet_operator.telemetry.counters import Counts
 from moefleet_operator.telemetry.demand import Histogram
 
@@ -126,6 +127,21 @@ def share_within(histogram: Histogram, limit_s: float) -> float:
             inside += count * (limit_s - lower_s) / (upper_s - lower_s)
         lower_s = upper_s
     return inside / total
+
+
+def attained(
+    ttft: Histogram | None, tpot: Histogram | None, *, ttft_limit_s: float, tpot_limit_s: float
+) -> Attained | None:
+    """Requests that began to be answered, and at least how many of them inside both limits, since we listen; None: not measured.
+
+    The limits are only known apart: a request outside one is taken to be inside the other. New buckets begin anew; who keeps
+    differences sees a total that fell."""
+    if ttft is None:
+        return None
+    requests = sum(ttft.counts)
+    late = requests * (1.0 - share_within(ttft, ttft_limit_s))
+    slow = sum(tpot.counts) * (1.0 - share_within(tpot, tpot_limit_s)) if tpot else 0.0
+    return Attained(requests, max(requests - late - slow, 0.0))
 
 
 def _between(before: Histogram | None, after: Histogram | None) -> Histogram | None:

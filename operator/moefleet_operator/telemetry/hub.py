@@ -16,7 +16,7 @@ from moefleet_operator.core.events import GatewayView, Key, ReplicaLoad, Telemet
 from moefleet_operator.scaling.types import DemandPoint, Policy, Sample, Supply
 from moefleet_operator.telemetry.demand import DEMAND_STALE_S, DemandBook
 from moefleet_operator.telemetry.endpoints import EndpointBook
-from moefleet_operator.telemetry.figures import FigureBook, Figures, Snapshot
+from moefleet_operator.telemetry.figures import FigureBook, Figures, Snapshot, attained
 from moefleet_operator.telemetry.replicas import LOAD_INTERVAL_S, LOAD_STALE_S, ReplicaBook
 from moefleet_operator.telemetry.streams import Link, StreamEndedError, hold, listen, metadata
 from moefleet_operator.telemetry.targets import GatewayTarget, ReplicaTarget
@@ -139,6 +139,7 @@ class TelemetryHub:
             silent_replicas=self._replicas.silent(fleet, now),
             load=self._replicas.fleet_load(fleet, now),
             steps=self._replicas.steps(fleet),
+            attained=attained(ttft, tpot, ttft_limit_s=policy.ttft_s, tpot_limit_s=policy.tpot_s),
         )
 
     def history(self, fleet: Key, now: float) -> list[DemandPoint]:

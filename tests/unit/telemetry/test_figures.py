@@ -7,6 +7,7 @@ from moefleet_operator.telemetry.figures import (
     FigureBook,
     Figures,
     Snapshot,
+    attained,
     quantile_s,
     share_within,
 )
@@ -78,6 +79,17 @@ def test_attainment_is_the_least_that_both_limits_allow():
     book.record(Snapshot(0.0, (0, 0, 0), histogram(0, 0, 0, 0), histogram(0, 0, 0, 0)))
     book.record(Snapshot(5.0, (0, 0, 0), histogram(95, 5, 0, 0), histogram(98, 2, 0, 0)))
     assert book.figures(0.1, 0.1).attainment_percent == pytest.approx(93.0)
+
+
+def test_attained_counts_a_request_outside_one_limit_as_inside_the_other():
+    ttft, tpot = histogram(95, 5, 0, 0), histogram(98, 2, 0, 0)
+    limits = {"ttft_limit_s": 0.1, "tpot_limit_s": 0.1}
+    found = attained(ttft, tpot, **limits)
+    assert (found.requests, found.within) == pytest.approx((100, 93))
+    # Engines that answer with one token have no time per token.
+    assert attained(ttft, None, **limits).within == pytest.approx(95)
+    assert attained(histogram(0, 9, 0, 0), histogram(0, 9, 0, 0), **limits).within == 0
+    assert attained(None, None, **limits) is None
 
 
 def test_an_idle_fleet_has_no_latencies_and_a_new_one_no_figures():
