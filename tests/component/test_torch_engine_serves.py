@@ -16,6 +16,7 @@ import torch
 from moefleet.inference.v1 import inference_pb2 as pb
 from moefleet_runtime_rig import ReplicaProcess, ask, ask_trtllm, generate_request, replica, trtllm_request
 from moefleet_testing.torch_engine import CHECKPOINT
+from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 from transformers import AutoTokenizer, DeepseekV2ForCausalLM
 
 TEXTS = (
@@ -80,6 +81,85 @@ async def test_a_second_request_finds_the_prefix_of_the_first(served: ReplicaPro
     salted = await ask(served.inference, generate_request(prompt, max_tokens=5, cache_salt="tenant"))
     assert [a.trailers["x-usage-cached-tokens"] for a in (cold, warm, salted)] == ["0", "96", "0"]
     assert cold.tokens == warm.tokens == salted.tokens
+
+
+async def test_what_a_client_asks_of_an_answer_holds_over_the_wire(served: ReplicaProcess) -> None:
+    """Log-probabilities, penalties, stop texts and guides through both services: what they share is equal."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(CHECKPOINT)
+    oracle: Any = DeepseekV2ForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    prompt = tokenizer(TEXTS[1]).input_ids
+    ours = generate_request(
+        prompt,
+        max_tokens=None,
+        sampling=pb.Sampling(repetition_penalty=1.3),
+        stopping=pb.Stopping(max_tokens=24, ignore_eos=True),
+        logprobs=3,
+    )
+    theirs = trtllm_request(
+        prompt,
+        max_tokens=24,
+        ignore_eos=True,
+        sampling_config=trt.SamplingConfig(repetition_penalty=1.3),
+        output_config=trt.OutputConfig(logprobs=3),
+    )
+    answer, other = await asyncio.gather(ask(served.inference, ours), ask_trtllm(served.trtllm, theirs))
+    assert (answer.code, other.code) == (grpc.StatusCode.OK, grpc.StatusCode.OK), (answer, other)
+    assert answer.tokens == other.tokens
+    logprobs = [p for m in answer.messages for p in m.logprobs]
+    assert [p.token_id for p in logprobs] == answer.tokens
+    complete = other.messages[-1].complete
+    assert [p.token_id for p in complete.logprobs] == answer.tokens
+    with torch.inference_mode():
+        logits = oracle(torch.tensor([prompt + answer.tokens])).logits[0, len(prompt) - 1 : -1]
+    for row, one, same in zip(logits.log_softmax(-1), logprobs, complete.logprobs, strict=True):
+        best = row.topk(3).values.tolist()
+        assert one.logprob == pytest.approx(float(row[one.token_id]), abs=1e-4)
+        assert [t.logprob for t in one.top] == pytest.approx(best, abs=1e-4)
+        assert [t.logprob for t in same.top_logprobs] == pytest.approx(best, abs=1e-4)
+    # A stop text from the middle of the answer, across its tokens.
+    stop = answer.text[9:14]
+    ours.stopping.stop.append(stop)
+    theirs.stop.append(stop)
+    answer, other = await asyncio.gather(ask(served.inference, ours), ask_trtllm(served.trtllm, theirs))
+    last = answer.messages[-1]
+    assert (last.finish_reason, last.stop, stop in answer.text) == (pb.FINISH_REASON_STOP, stop, False)
+    assert other.messages[-1].complete.matched_stop_str == stop
+    assert list(other.messages[-1].complete.output_token_ids) == answer.tokens
+    assert last.usage.completion_tokens > len(answer.tokens)
+    await served.sample_when(lambda s: s.active == s.kv_used_tokens == 0)
+    # A guide's answer is complete: no stop token has to be cut off, in neither service.
+    schema = '{"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"], "additionalProperties": false}'
+    kind = trt.GuidedDecodingParams.GUIDE_TYPE_JSON_SCHEMA
+    guided = generate_request(prompt, max_tokens=50, guide=pb.Guide(json_schema=schema))
+    guided_too = trtllm_request(
+        prompt, max_tokens=50, guided_decoding=trt.GuidedDecodingParams(guide_type=kind, guide=schema)
+    )
+    answer, other = await asyncio.gather(ask(served.inference, guided), ask_trtllm(served.trtllm, guided_too))
+    assert json.loads(answer.text)["n"] in (1, 22)
+    assert tokenizer.decode(other.tokens, skip_special_tokens=True) == answer.text
+
+
+async def test_a_guide_that_only_the_engine_can_judge_is_refused_by_its_field(served: ReplicaProcess) -> None:
+    answer = await ask(served.inference, generate_request(guide=pb.Guide(regex="(unclosed")))
+    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "unclosed group" in answer.violations()["guide.regex"]
+    broken = trt.GuidedDecodingParams(guide_type=trt.GuidedDecodingParams.GUIDE_TYPE_REGEX, guide="(unclosed")
+    other = await ask_trtllm(served.trtllm, trtllm_request(guided_decoding=broken))
+    assert list(other.violations()) == ["guided_decoding"]
+
+
+async def test_one_that_waits_past_its_deadline_never_uses_the_engine(served: ReplicaProcess) -> None:
+    """The cache holds 256 blocks: beside a running request of 126 and more, one of 132 has to wait for its end."""
+    long = served.inference.Generate(
+        generate_request([5] * 2000, max_tokens=None, stopping=pb.Stopping(max_tokens=2000, ignore_eos=True))
+    )
+    assert (await long.read()).token_ids
+    before = await served.sample_when(lambda s: s.active == 1)
+    late = await ask(served.inference, generate_request([6] * 2100), timeout=0.5)
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    after = await served.sample_when(lambda s: s.queued == 0)
+    assert (after.active, after.prompt_tokens_total) == (1, before.prompt_tokens_total)
+    long.cancel()
 
 
 async def test_a_cancelled_and_a_late_stream_give_their_blocks_back(served: ReplicaProcess) -> None:

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moefleet.inference.v1 import inference_pb2 as pb
-from moefleet_runtime_rig.answering import AnsweringReplica
+from moefleet_runtime_rig.answering import VOCABULARY, AnsweringReplica
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 
 
@@ -115,7 +115,10 @@ def test_any_request_is_answered_or_told_what_is_wrong_with_it(
     replica: AnsweringReplica, request: pb.GenerateRequest, addressed: bool
 ) -> None:
     if addressed:
+        # Otherwise few would come as far as an answer.
         request.model = "m"
+        request.token_ids.ids[:] = [5, 6]
+        request.stopping.stop_token_ids[:] = [t % VOCABULARY for t in request.stopping.stop_token_ids]
     answer = replica.ask(replica.inference, request)
     match answer.code:
         case grpc.StatusCode.OK:
@@ -142,6 +145,7 @@ def test_any_request_to_the_other_service_is_answered_or_told_what_is_wrong_with
     if filled:
         request.max_tokens = 1 + request.max_tokens % 40
         request.tokenized.input_token_ids[:] = [5, 6]
+        request.stop_token_ids[:] = [t % VOCABULARY for t in request.stop_token_ids]
     answer = replica.ask(replica.trtllm, request)
     if answer.code is grpc.StatusCode.OK:
         complete = answer.written[-1].complete
