@@ -38,9 +38,11 @@ def request(request_id: str, prompt: Sequence[int], max_tokens: int = 16, **chan
     return EngineRequest(request_id, tuple(prompt), max_tokens, **changes)
 
 
-def generation(name: str, tokens: Sequence[int], *, max_tokens: int = 16, salt: str = "") -> Generation:
+def generation(
+    name: str, tokens: Sequence[int], *, max_tokens: int = 16, salt: str = "", **changes: Any
+) -> Generation:
     return Generation(
-        request=request(name, tokens, max_tokens, cache_salt=salt),
+        request=request(name, tokens, max_tokens, cache_salt=salt, **changes),
         seed=0,
         stop_tokens=frozenset(),
         length_limit=len(tokens) + max_tokens,

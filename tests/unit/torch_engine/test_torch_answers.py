@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from moefleet_runtime.engine.base import Finish, Guide, RequestInvalid, TokenDelta, TokenLogprob
-from moefleet_runtime.engine.torch.guides import GuideBroken, Matcher
+from moefleet_runtime.engine.base import Finish, Guide, TokenDelta, TokenLogprob
 from moefleet_runtime.engine.torch.requests import Row
 from moefleet_runtime.tokenizer import load_tokenizer
 from moefleet_testing.torch_engine import CHECKPOINT, Collected, RunningEngine, Watched, request, settings
+from moefleet_testing.torch_oracle import TEXTS, assert_greedy, oracle_logits
 from transformers import (
     DeepseekV2ForCausalLM,
     LogitsProcessorList,
@@ -23,18 +20,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-TEXTS = (
-    "Emma was",
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune,",
-    "The evening passed",
-    "Mr. Darcy",
-    "“My dear Mr. Bennet,” said his lady to him one day, “have you heard that Netherfield Park is let at last?”",
-    "Captain Wentworth, in the most",
-    "She had been",
-    "There was no",
-)
 TOKENS = 32
-NEAR_TIE = 1e-3
 EOS = 1
 
 
@@ -58,28 +44,6 @@ def engine() -> Any:
     with RunningEngine(settings()) as e:
         yield e
         e.check_nothing_held()
-
-
-def oracle_logits(oracle: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
-    """[len(answer), vocabulary]: from which each token of the answer was chosen."""
-    with torch.inference_mode():
-        logits: torch.Tensor = oracle(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
-    return logits.float()
-
-
-def assert_greedy(oracle: Any, prompt: Sequence[int], answer: Sequence[int], processors: Any = None) -> None:
-    """Each token is the oracle's best, or the answer leaves it first where its two best lie within NEAR_TIE."""
-    logits = oracle_logits(oracle, prompt, answer)
-    if processors is not None:
-        sequence = torch.tensor([[*prompt, *answer]])
-        rows = [processors(sequence[:, : len(prompt) + i], row[None].clone()) for i, row in enumerate(logits)]
-        logits = torch.cat(rows)
-    for at, token in enumerate(answer):
-        best = logits[at].topk(2)
-        if token != int(best.indices[0]):
-            gap = float(best.values[0] - best.values[1])
-            assert gap < NEAR_TIE, f"token {at}: ours {token}, the oracle's {best}"
-            return
 
 
 # ---------------------------------------------------------------- greedy answers are transformers', whatever happens
@@ -242,112 +206,6 @@ def test_log_probabilities_are_log_softmax_of_transformers_logits(
                 row.topk(wanted[i]["logprobs"]).values.tolist(), abs=1e-4
             )
             assert [float(row[t]) for t, _ in one.top] == pytest.approx([p for _, p in one.top], abs=1e-4)
-
-
-# ---------------------------------------------------------------- guides
-
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-        "sister": {"enum": ["Jane", "Lydia", None]},
-    },
-    "required": ["name", "age", "sister"],
-    "additionalProperties": False,
-}
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 2.0, "seed": 2, "ignore_eos": True}],
-    ids=str,
-)
-def test_an_answer_is_what_its_schema_allows_and_ends_there(
-    engine: RunningEngine, tokenizer: Any, prompts: list[list[int]], wanted: dict[str, Any]
-) -> None:
-    name = f"schema {wanted}"
-    guide = Guide("json_schema", json.dumps(PERSON))
-    (answer,) = engine.answers(request(name, prompts[0], 200, guide=guide, **wanted))
-    assert engine.out.finish(name) is Finish.STOP
-    found = json.loads(tokenizer.decoder().push(answer))
-    assert set(found) == {"name", "age", "sister"}
-    assert 1 <= len(found["name"]) <= 12
-    assert 0 <= found["age"] <= 120
-    assert found["sister"] in ("Jane", "Lydia", None)
-
-
-@pytest.mark.parametrize(
-    "regex", ["[0-9]{4}-[0-9]{2}-[0-9]{2}", "(Emma|Anne) (was|is) [a-z]{3,9}\\.", "é{5}", "yes|no"]
-)
-def test_an_answer_matches_its_expression_from_end_to_end(
-    engine: RunningEngine, tokenizer: Any, prompts: list[list[int]], regex: str
-) -> None:
-    name = f"regex {regex}"
-    asked = request(
-        name, prompts[1], 200, guide=Guide("regex", regex), temperature=1.5, seed=3, min_tokens=100
-    )
-    (answer,) = engine.answers(asked)
-    # Complete is complete, whatever the minimum: nothing else may follow.
-    assert engine.out.finish(name) is Finish.STOP
-    assert re.fullmatch(regex, tokenizer.decoder().push([t for t in answer if t != EOS]))
-
-
-def test_guided_and_free_requests_share_a_batch(
-    engine: RunningEngine, tokenizer: Any, oracle: Any, prompts: list[list[int]]
-) -> None:
-    free = [request(f"free {i}", p, TOKENS, ignore_eos=True) for i, p in enumerate(prompts[:3])]
-    guided = [
-        request(f"bits {i}", prompts[i], 200, guide=Guide("regex", f"[01]{{{i + 5}}}")) for i in range(3)
-    ]
-    answers = engine.answers(*free, *guided)
-    for prompt, answer in zip(prompts, answers[:3], strict=False):
-        assert_greedy(oracle, prompt, answer)
-    for i, answer in enumerate(answers[3:]):
-        assert re.fullmatch(f"[01]{{{i + 5}}}", tokenizer.decoder().push(answer))
-
-
-@pytest.mark.parametrize(
-    ("guide", "says"),
-    [
-        (Guide("regex", "[0-9"), "unclosed character class"),
-        (Guide("regex", "(?=a)b"), "look-around"),
-        (Guide("json_schema", '{"type": "nonsense"}'), "nonsense"),
-        (Guide("json_schema", '{"$ref": "http://example.com/schema"}'), "does not fetch"),
-        (Guide("json_schema", "[]"), "object schema"),
-        (Guide("json_schema", "no json"), "expected"),
-    ],
-    ids=lambda g: getattr(g, "text", ""),
-)
-def test_a_guide_that_is_none_is_refused_with_the_library_s_reason(
-    engine: RunningEngine, guide: Guide, says: str
-) -> None:
-    with pytest.raises(RequestInvalid, match=f"guide: .*{says}") as refused:
-        engine.engine.submit(request("bad", [5, 6], 5, guide=guide))
-    assert refused.value.field == "guide"
-
-
-def test_a_grammar_that_gives_up_fails_its_own_request_alone(
-    oracle: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take = Matcher.take
-    taken: Counter[Matcher] = Counter()
-
-    def gives_up(self: Matcher, token: int) -> bool:
-        taken[self] += 1
-        if taken[self] == 3:
-            raise GuideBroken("guide: as planned")
-        return take(self, token)
-
-    monkeypatch.setattr(Matcher, "take", gives_up)
-    with RunningEngine(settings()) as e:
-        broken = request("broken", prompts[0], TOKENS, guide=Guide("regex", "[ab]{9,}"))
-        free = e.answers(request("free", prompts[1], TOKENS, ignore_eos=True), broken)[0]
-        assert (e.out.finish("broken"), len(e.out.tokens["broken"])) == (Finish.REFUSED, 2)
-        assert "as planned" in e.out.ends["broken"].error
-        assert_greedy(oracle, prompts[1], free)
-        assert e.engine.load().failed_steps_total == 0
-        e.check_nothing_held()
 
 
 # ---------------------------------------------------------------- who comes first, and who too late

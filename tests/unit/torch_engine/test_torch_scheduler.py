@@ -148,6 +148,43 @@ def test_a_request_that_does_not_fit_beside_the_others_waits_whole() -> None:
     assert s.preempted_total == 0
 
 
+def test_the_higher_priority_waits_less_and_equals_wait_by_age() -> None:
+    s = scheduler(size=1)
+    for name, priority in (("a", 0), ("b", -1), ("c", 5), ("d", 0), ("e", 5)):
+        s.add(generation(name, [1], max_tokens=1, priority=priority))
+    assert [step(s)[0][0] for _ in range(5)] == ["c", "e", "a", "d", "b"]
+
+
+def test_a_higher_priority_takes_no_place_from_one_that_runs() -> None:
+    s = scheduler(size=1)
+    s.add(generation("runs", [1], max_tokens=3))
+    step(s)
+    s.add(generation("urgent", [2], max_tokens=1, priority=9))
+    assert [step(s)[0][0] for _ in range(3)] == ["runs", "runs", "urgent"]
+
+
+def test_without_blocks_the_lowest_priority_gives_way_though_it_is_the_oldest() -> None:
+    s = scheduler(blocks=5, tokens=16)
+    s.add(generation("old and low", range(8), max_tokens=12, priority=-1))
+    s.add(generation("young", range(50, 54), max_tokens=8))
+    while not s.preempted_total:
+        step(s)
+    assert [g.request.request_id for g in s.waiting] == ["old and low"]
+    assert [g.request.request_id for g in s.running] == ["young"]
+
+
+def test_a_preempted_one_stands_before_younger_ones_of_its_priority() -> None:
+    s = scheduler(blocks=5, tokens=16, size=2)
+    s.add(generation("first", range(8), max_tokens=12))
+    s.add(generation("second", range(50, 54), max_tokens=8))
+    s.add(generation("third", [1], max_tokens=1))
+    s.add(generation("urgent", [2], max_tokens=1, priority=1))
+    # The urgent one was first of all, then the other two ran until the blocks were out.
+    while not s.preempted_total:
+        step(s)
+    assert [g.request.request_id for g in s.waiting] == ["second", "third"]
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.integers(0, 12),  # arrives at this step
@@ -155,6 +192,8 @@ REQUESTS = st.lists(
         st.integers(1, 12),  # tokens to make
         st.one_of(st.none(), st.integers(0, 30)),  # aborted at this step
         st.sampled_from(["", "a"]),
+        st.sampled_from([0, 0, 0, 5, -1]),  # priority
+        st.one_of(st.none(), st.none(), st.integers(0, 40)),  # deadline: late from this step on
     ),
     min_size=1,
     max_size=10,
@@ -170,7 +209,7 @@ REQUESTS = st.lists(
     failing=st.sets(st.integers(0, 40), max_size=3),
 )
 def test_every_request_ends_and_no_block_is_lost(
-    requests: list[tuple[int, list[int], int, int | None, str]],
+    requests: list[tuple[int, list[int], int, int | None, str, int, int | None]],
     blocks: int,
     size: int,
     tokens: int,
@@ -179,8 +218,8 @@ def test_every_request_ends_and_no_block_is_lost(
     """32 tokens at most, at least 8 blocks of 4: each fits alone, so all must end, whoever gives way to whom."""
     s = scheduler(blocks=blocks, size=size, tokens=tokens)
     generations = [
-        generation(f"r{i}", prompt, max_tokens=n, salt=salt)
-        for i, (_, prompt, n, _, salt) in enumerate(requests)
+        generation(f"r{i}", prompt, max_tokens=n, salt=salt, priority=priority, deadline_s=late)
+        for i, (_, prompt, n, _, salt, priority, late) in enumerate(requests)
     ]
     open_ones: set[Generation] = set()
     ended = 0
@@ -195,8 +234,16 @@ def test_every_request_ends_and_no_block_is_lost(
                 s.remove(g)
                 open_ones.remove(g)
                 ended += 1
+        for g in s.late(now):
+            assert requests[generations.index(g)][6] is not None
+            s.remove(g)
+            open_ones.remove(g)
+            ended += 1
         rows = s.plan()
         assert (not rows) == (not s.has_work)
+        assert not any(g.request.deadline_s is not None and g.request.deadline_s <= now for g in open_ones)
+        for queue in (s.running, s.waiting):
+            assert queue == sorted(queue, key=lambda g: g.rank)
         assert sum(r.count for r in rows) <= tokens
         assert len({id(r.generation) for r in rows}) == len(rows) <= s.max_running <= size
         for row in rows:
@@ -205,7 +252,7 @@ def test_every_request_ends_and_no_block_is_lost(
             assert row.start == g.computed
             assert len(g.blocks) >= s.pool.blocks_for(row.start + row.count)
         if s.running:
-            assert rows, "the oldest always gets on"
+            assert rows, "the first always gets on"
             assert any(row.generation is s.running[0] for row in rows)
         sampling = [r.generation for r in rows if r.samples]
         if now in failing:
