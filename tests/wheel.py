@@ -31,6 +31,8 @@ IMAGES: dict[str, tuple[str | None, list[str]]] = {
     "tensorrt-llm": (None, ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"]),
     "replay": ("operator/requirements-replay.txt", ["moefleet_replay", "moefleet_cli", "moefleet_perf"]),
     "cli": ("operator/requirements-cli.txt", ["moefleet_cli", "moefleet"]),
+    # No image: what a consumer's program installs.
+    "client": (None, ["moefleet.client"]),
 }
 CONSTRAINTS = ROOT / "tests/constraints-tensorrt-llm.txt"
 # Modules that need more than the image's own extra, with the reason.
@@ -44,7 +46,11 @@ NOT_SHIPPED = {
         "moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model": "made from classes of tensorrt_llm",
     }
     for image in ("runtime", "tensorrt-llm")
-} | {"torch": {"moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model": "made from classes of tensorrt_llm"}}
+} | {
+    "torch": {"moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model": "made from classes of tensorrt_llm"},
+    "operator": {"moefleet.client": "the extra `client` brings what it needs"},
+    "cli": {"moefleet.client": "the extra `client` brings what it needs"},
+}
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -136,7 +136,7 @@ class Generation:
                 used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
                 if stream.fault is not None:
                     outcome = stream.fault.kind
-                    raise EndedError(self._problem(stream.fault, names), used)
+                    raise EndedError(self._problem(stream.fault, names, used), used)
                 logprobs, tokens, finish = stream.take_logprobs(), stream.take(), stream.finish
                 if text is None:
                     piece = Piece(tokens, used, finish, logprobs=logprobs)
@@ -161,7 +161,9 @@ class Generation:
             spread_s = stream.last_at_s - (stream.first_at_s or 0.0)
             self._metrics.ended(outcome, first_s, spread_s, stream.produced)
 
-    def _problem(self, fault: StreamFault, names: Mapping[str, str]) -> Problem:
+    def _problem(self, fault: StreamFault, names: Mapping[str, str], used: Usage) -> Problem:
+        # Not the request's fault: again from the beginning, or on from here with `resume`, is safe elsewhere.
+        again = {"safeToRetry": "true", "generatedTokens": str(used.completion_tokens)}
         match fault.kind:
             case "full":
                 return self._admission.refuse_full(fault.message)
@@ -172,12 +174,14 @@ class Generation:
                     grpc.StatusCode.INTERNAL,
                     "STEP_FAILED",
                     f"the step with this request failed: {fault.message}",
+                    metadata=again,
                 )
             case "dead":
                 return Problem(
                     grpc.StatusCode.UNAVAILABLE,
                     "ENGINE_DIED",
                     f"the engine is gone: {fault.message}",
+                    metadata=again,
                     retry_after_s=RETRY_ELSEWHERE_S,
                 )
             case "cut":
@@ -185,6 +189,7 @@ class Generation:
                     grpc.StatusCode.UNAVAILABLE,
                     "STREAM_CUT",
                     fault.message,
+                    metadata=again,
                     retry_after_s=RETRY_ELSEWHERE_S,
                 )
             case "late":
