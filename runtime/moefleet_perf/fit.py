@@ -17,6 +17,8 @@ PRIOR_SPREAD = 0.5
 STEP_SPREAD = 0.2
 # Fewer steps than this say more about start-up than about the engine.
 MIN_STEPS = 200
+# No engine steps faster: a shorter mean is a broken clock, and its squares vanish.
+LEAST_STEP_S = 1e-6
 # A coefficient that the calibration calls 0 may still be found: it is believed up to this share of a step's time per unit of the mean feature.
 ZERO_PRIOR_SHARE = 0.1
 
@@ -69,8 +71,8 @@ class StepTotals:
 
 
 def fit_step_model(totals: StepTotals, prior: StepModel) -> StepModel:
-    """The most believable non-negative coefficients; the prior itself below MIN_STEPS."""
-    if totals.count < MIN_STEPS or totals.time_s <= 0:
+    """The most believable non-negative coefficients; the prior itself below MIN_STEPS or LEAST_STEP_S."""
+    if totals.count < MIN_STEPS or totals.time_s < totals.count * LEAST_STEP_S:
         return prior
     t = totals
     gram = [

@@ -28,6 +28,13 @@ def test_an_engine_that_differs_from_its_calibration_is_found():
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=0.15), name
 
 
+def test_steps_that_take_no_time_say_nothing():
+    totals = StepTotals()
+    for _ in range(300):
+        totals = totals.with_step(1e-292, 0, 0, 0)
+    assert fit_step_model(totals, PRIOR) == PRIOR
+
+
 def test_few_steps_change_nothing():
     assert fit_step_model(steps(StepModel(0.1, 1e-4, 1e-4, 1e-8), 199), PRIOR) == PRIOR
     assert fit_step_model(StepTotals(), PRIOR) == PRIOR
