@@ -181,6 +181,13 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
     lead_s = take("lead_s")
     source = str(left.pop("headroom_source", ""))
     said.append(("forecast", f"{forecast:.2f} replicas over the longer windows"))
+    if (level := take("level")) > forecast:
+        said.append(
+            (
+                "level",
+                f"{level:.2f} replicas not long ago: demand is believed to fall by half an hour, not faster",
+            )
+        )
     said.append(
         (
             "headroom",

@@ -112,6 +112,11 @@ def pdb_name(fleet: str) -> str:
     return fleet
 
 
+def scaling_memory(fleet: str) -> str:
+    """The ConfigMap of what scaling has learnt of the fleet, and of what it decided of late."""
+    return f"{fleet}-scaling"
+
+
 def replica_labels(fleet: str, revision: str, slot: int, *, active: bool = True) -> dict[str, str]:
     return {
         LABEL_NAME: REPLICA_APP,

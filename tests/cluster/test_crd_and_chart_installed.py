@@ -140,7 +140,7 @@ GRANTED: dict[str, dict[str, tuple[str, ...]]] = {
         "policy/poddisruptionbudgets": (*READ, "get", "create", "patch"),
         "events.k8s.io/events": ("create",),
         "/secrets": (),
-        "/configmaps": (),
+        "/configmaps": ("get", "create", "patch"),
         "coordination.k8s.io/leases": (),
         "apps/deployments": (),
     },
@@ -173,8 +173,7 @@ def test_rights_of_the_operator_in_its_own_namespace(installed: Installed) -> No
     for verb in ("get", "update"):
         assert installed.may("operator", verb, lease, NAMESPACE, name="moefleet-operator")
         assert not installed.may("operator", verb, lease, NAMESPACE, name="somebody-else")
-    for forbidden in ("/secrets", "/configmaps"):
-        assert not [v for v in VERBS if installed.may("operator", v, forbidden, NAMESPACE)]
+    assert not [v for v in VERBS if installed.may("operator", v, "/secrets", NAMESPACE)]
 
 
 def test_namespaced_scope_ends_at_its_namespaces(installed: Installed) -> None:

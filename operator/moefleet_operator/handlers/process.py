@@ -26,6 +26,7 @@ from moefleet_operator.telemetry import TelemetryHub
 
 from .audit import WatchAudit, version_of
 from .inbox import Inbox
+from .keeping import StateKeeper
 from .loop import CoreLoop
 from .resync import Resync
 from .scope import Scope
@@ -120,6 +121,7 @@ class Operator:
             loop = self._loop = CoreLoop(
                 brain=core, runner=runner, inbox=self._inbox, clock=self._clock, metrics=self._metrics
             )
+            keeper = StateKeeper(reads, self._clock)
             sizing = Sizing(
                 view=core,
                 hub=hub,
@@ -127,8 +129,10 @@ class Operator:
                 clock=self._clock,
                 metrics=self._metrics,
                 sightings=lambda: loop.sightings,
+                keeper=keeper,
             )
             parts = {
+                "keeping": keeper.run(),
                 "resync": resync.run(),
                 "measuring": self._measure(scope, core),
                 "telemetry": hub.run(),

@@ -19,9 +19,10 @@ from moefleet_operator.kube.clock import Clock
 from moefleet_operator.metrics import Metrics
 from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
-from moefleet_operator.scaling import Decision, State, decide, remember
+from moefleet_operator.scaling import Decision, State, decide, remember, resumed
 from moefleet_operator.telemetry import GatewayTarget, ReplicaTarget, TelemetryHub
 
+from .keeping import StateKeeper
 from .numbers import numbers
 from .policy import COLD_STARTS_MAX, cold_start_s, policy, supply
 
@@ -57,10 +58,13 @@ class Sizing:
         clock: Clock,
         metrics: Metrics,
         sightings: Callable[[], int],
+        keeper: StateKeeper | None = None,
     ) -> None:
         # Grows with everything that may change which pods there are; a thousand pods are not looked through for nothing.
         self._sightings = sightings
         self._seen = -1
+        # None: nothing outlives the process but what gateways replay.
+        self._keeper = keeper
         self._view = view
         self._hub = hub
         self._emit = emit
@@ -118,6 +122,8 @@ class Sizing:
             # What we decided before is old when we lead again; what the streams told is not.
             for fleet in self._memories:
                 self._metrics.forget(fleet.namespace, fleet.name)
+                if self._keeper is not None:
+                    self._keeper.forget(fleet)
             self._memories.clear()
             self._errors.clear()
             return
@@ -165,18 +171,23 @@ class Sizing:
         )
         sample = self._hub.sample(fleet, wishes, have, wall)
         complete = sample.demand is not None and sample.silent_gateways == 0
-        if memory.state is None and complete:
-            memory.state = remember(self._hub.history(fleet, wall), wall)
+        asked, kept = (True, None) if self._keeper is None else self._keeper.recall(fleet, uid)
+        patient = wall <= memory.since + REPLAY_MAX_S
+        if memory.state is None and ((complete and asked) or not patient):
+            replayed = remember(self._hub.history(fleet, wall), wall) if complete else State()
+            memory.state = resumed(replayed, kept, wall)
         decision = decide(memory.state, sample, wall)
-        if complete or memory.state is not None or wall > memory.since + REPLAY_MAX_S:
+        if memory.state is not None:
             memory.state = decision.state
-        self._tell(fleet, memory, spec, decision)
+            if self._keeper is not None:
+                self._keeper.keep(fleet, decision.state)
+        self._tell(fleet, memory, spec, decision, have.target)
         figures = self._hub.figures(fleet, ttft_limit_s=wishes.ttft_s, tpot_limit_s=wishes.tpot_s)
         self._measure(
             fleet, memory, numbers(spec, figures, decision.terms, replicas, tuple(memory.cold_starts_s))
         )
 
-    def _tell(self, fleet: Key, memory: _Memory, spec: MoEFleetSpec, decision: Decision) -> None:
+    def _tell(self, fleet: Key, memory: _Memory, spec: MoEFleetSpec, decision: Decision, before: int) -> None:
         self._metrics.decided(fleet.namespace, fleet.name, decision.replicas, decision.terms.as_dict())
         if spec.scaling.mode == "External":
             return
@@ -186,6 +197,8 @@ class Sizing:
         if told == memory.told:
             return
         memory.told = told
+        if self._keeper is not None:
+            self._keeper.note(fleet, before, decision, self._clock.wall())
         log.info(
             str(decision.reason),
             fleet=str(fleet),
@@ -221,6 +234,8 @@ class Sizing:
         self._errors.pop(fleet, None)
         self._hub.forget(fleet)
         self._metrics.forget(fleet.namespace, fleet.name)
+        if self._keeper is not None:
+            self._keeper.forget(fleet)
 
 
 def _replica_target(

@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from .clock import Clock
 from .limits import READ_CONNECTIONS, WRITE_TIMEOUT_S
 from .reads import read
-from .resources import ACCESS_REVIEWS, EVENTS, LEASES, MOEFLEETS, NODES, PDBS, PODS, SERVICES, Resource
+from .resources import (
+    ACCESS_REVIEWS,
+    CONFIG_MAPS,
+    EVENTS,
+    LEASES,
+    MOEFLEETS,
+    NODES,
+    PDBS,
+    PODS,
+    SERVICES,
+    Resource,
+)
 from .wire import Request, Transport
 
 
@@ -46,6 +57,7 @@ def rights_needed(namespaces: Sequence[str], own_namespace: str, lease: str) -> 
         rights += _of(PODS, ("patch",), namespace, "status")
         rights += _of(SERVICES, _CHILD, namespace)
         rights += _of(PDBS, _CHILD, namespace)
+        rights += _of(CONFIG_MAPS, ("get", "create", "patch"), namespace)
         rights += _of(EVENTS, ("create",), namespace)
     rights += _of(NODES, _READ, "")
     rights += _of(PODS, _READ, own_namespace)

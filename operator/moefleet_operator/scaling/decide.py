@@ -109,7 +109,10 @@ class _Tick:
 
     def targeted(self) -> Decision:
         supply = self.supply
-        wanted = self.terms.wanted
+        wanted, would_do = self.terms.wanted, self.terms.enough
+        if self._may_sleep() and not self.terms.forecast:
+            # Nobody called for as long as the owner said: that is believed.
+            wanted = would_do = 0
         if wanted == 0 and _anybody_there(self.sample):
             wanted = 1
         # Asleep is all or nothing: a fleet that is needed at all has minReplicas.
@@ -126,7 +129,7 @@ class _Tick:
             else wished(self.state, self.now, supply.target, self.terms.hold_s)
         )
         # What is enough is no reason to go up.
-        enough = min(max(wanted, low, self.terms.enough), max(supply.target, wanted, low))
+        enough = min(max(wanted, low, would_do), max(supply.target, wanted, low))
         state = wished(state, self.now, enough, self.terms.hold_s)
         held = max(w.replicas for w in state.wishes)
         terms = replace(self.terms, wanted=wanted, enough=enough, held=held, dead=dead)
@@ -245,8 +248,11 @@ def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
         return replace(state, budget=budget, last_attained=sample.attained or state.last_attained)
     mean_rps = budget.requests / budget.seconds if budget.seconds > 0 else 0.0
     weight = terms.arrival_rps / mean_rps if mean_rps > 0 else 1.0
+    # Kept as the height and its time, so that a tick that brings nothing new changes nothing.
+    level = state.level if terms.level > terms.forecast else (terms.forecast, now)
     return replace(
         state,
+        level=level,
         surprises=surprised(
             state.surprises, terms.arriving, terms.forecast, lead_s=terms.lead_s, weight=weight, now=now
         ),

@@ -29,8 +29,8 @@ HALF_LIFE_S = 4 * 3600.0
 STEP_S = 15.0
 # Forecasts that wait to be compared, at most; a longer lead makes them sparser.
 MAX_FORECASTS = 48
-# The prior counts as much as half an hour, and says: normal, with so much spread. Recorded production curves had 0.1 to 0.2.
-PRIOR_S = 1800.0
+# The prior counts as much as an hour, so that one surge is not half of what is known; it says: normal, with so much spread. Recorded production curves had 0.1 to 0.2.
+PRIOR_S = 3600.0
 PRIOR_SPREAD = 0.12
 # Where the tail begins.
 TAIL_SHARE = 0.1
@@ -62,7 +62,7 @@ MAX_SHARE = 0.25
 @dataclass(frozen=True, slots=True)
 class Surprises:
     at_s: float = 0.0
-    # Weights by bin, as of `at_s`; empty: nothing was seen.
+    # Weights by bin, as of `at_s`; empty: nothing was seen, and the prior holds.
     weights: tuple[float, ...] = ()
     # (time, forecast in replicas), oldest first.
     forecasts: tuple[tuple[float, float], ...] = ()
@@ -95,8 +95,9 @@ def observed(
         due = now - then[-1][0] <= 1.5 * lead_s + STEP_S
         if due and then[-1][1] > 0 and work > 0:
             at = min(max(int((math.log(work / then[-1][1]) - LOWEST) / BIN), 0), BINS - 1)
-            fade = 0.5 ** (max(now - memory.at_s, 0.0) / HALF_LIFE_S)
-            faded = [w * fade for w in weights] or [0.0] * BINS
+            # The prior is where a memory begins, and fades with it.
+            fade = 0.5 ** (max(now - memory.at_s, 0.0) / HALF_LIFE_S) if weights else 1.0
+            faded = [w * fade for w in weights or _PRIOR]
             faded[at] += min(max(weight, 0.0), MAX_WEIGHT)
             return Surprises(now, tuple(faded), (*kept, (now, forecast)))
     return replace(memory, forecasts=(*kept, (now, forecast)))
@@ -104,7 +105,7 @@ def observed(
 
 def headroom(memory: Surprises, share: float) -> float:
     """ln of the factor that all but `share` of what came stayed below; never negative."""
-    weights = _with_prior(memory.weights)
+    weights = memory.weights or _PRIOR
     if share >= TAIL_SHARE:
         found = _left_out(weights, share)
     else:
@@ -118,7 +119,7 @@ def headroom(memory: Surprises, share: float) -> float:
     return min(max(found, 0.0), MAX_HEADROOM)
 
 
-def _left_out(weights: list[float], share: float) -> float:
+def _left_out(weights: tuple[float, ...], share: float) -> float:
     """The residual above which `share` of the weight lies, even inside its bin."""
     left = share * sum(weights)
     n = BINS
@@ -161,7 +162,3 @@ def _prior() -> tuple[float, ...]:
 
 
 _PRIOR = _prior()
-
-
-def _with_prior(weights: tuple[float, ...]) -> list[float]:
-    return [a + b for a, b in zip(weights, _PRIOR, strict=True)] if weights else list(_PRIOR)

@@ -26,6 +26,11 @@ MAX_DECODE_WINDOW_S = 180.0
 # Window of the forecast. What comes and goes within a cold start (tens of seconds to two minutes on production curves) cannot be
 # followed, only be covered; a window of about one cold start sees the level behind it.
 FORECAST_WINDOW_S = 240.0
+# Demand is believed to fall by half an hour, not faster. What vanishes within minutes (a client's outage, a deployment) comes back
+# within minutes, and a cold start is too late then; this floor has no headroom, so that it does not bind otherwise.
+LEVEL_HALF_LIFE_S = 3600.0
+# Of the level, so much is kept: the highest forecast of an hour is partly noise.
+LEVEL_SHARE = 0.75
 # What came in a minute is needed now, without any headroom: the noise of a minute stays below the headroom of the forecast.
 SURGE_WINDOW_S = 60.0
 # Mean lengths: long enough to be steady; the last minute counts at once when prompts get longer.
@@ -105,13 +110,16 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     share = allowed_share(state.budget, sample.policy.attainment)
     factor = math.exp(headroom(state.surprises, share))
     # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
-    work = max(max(forecast, arriving if late else 0.0) * factor, rate(SURGE_WINDOW_S) / x)
+    surge = rate(SURGE_WINDOW_S) / x
+    level = max(forecast, level_now(state, now))
+    work = max(max(forecast, arriving if late else 0.0) * factor, surge, level * LEVEL_SHARE)
     total = max(work, kv) + backlog
     return Need(
         Terms(
             arriving=arriving,
             arriving_prefill=arriving_prefill,
             forecast=forecast,
+            level=level,
             headroom_ratio=factor - 1.0,
             allowed_share=share,
             budget_balance=state.budget.balance,
@@ -133,6 +141,12 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
         mix,
         cap,
     )
+
+
+def level_now(state: State, now: float) -> float:
+    """Replicas that the highest forecast of late still stands for."""
+    level, at_s = state.level
+    return level * math.exp2(-max(now - at_s, 0.0) / LEVEL_HALF_LIFE_S)
 
 
 def bypassed(state: State, sample: Sample, now: float) -> bool:

@@ -82,6 +82,8 @@ class State:
     last_call_s: float = 0.0
     # Mean request when last there was one: prompt, cached and output tokens.
     mix: tuple[float, float, float] | None = None
+    # Highest forecast of late in replicas, and when it was that; it fades (law).
+    level: tuple[float, float] = (0.0, 0.0)
     surprises: Surprises = field(default_factory=Surprises)
     budget: Budget = field(default_factory=Budget)
     last_attained: Attained | None = None
@@ -103,6 +105,7 @@ class State:
             "down": round(self.last_down_s, 1),
             "call": round(self.last_call_s, 1),
             "mix": None if self.mix is None else [_short(x) for x in self.mix],
+            "level": [_short(self.level[0]), round(self.level[1], 1)],
             "surprises": {
                 "at": round(self.surprises.at_s, 1),
                 # Whole hundredths of a sample: what is less has no say.
@@ -140,6 +143,7 @@ class State:
                 last_down_s=float(data["down"]),
                 last_call_s=float(data["call"]),
                 mix=None if data["mix"] is None else tuple(map(float, data["mix"])),  # type: ignore[arg-type]
+                level=(float(data["level"][0]), float(data["level"][1])),
                 surprises=_surprises(data["surprises"], last),
                 budget=Budget(*map(float, data["budget"])),
                 last_attained=None if data["attained"] is None else Attained(*map(float, data["attained"])),
@@ -180,6 +184,30 @@ def remember(history: Iterable[DemandPoint], now: float) -> State:
     for point in points:
         state = _appended(state, point)
     return replace(state, last_demand=None, last_served=None)
+
+
+def resumed(replayed: State, kept: State | None, now: float) -> State:
+    """After a restart: what was learnt from the kept state, the demand from what gateways replayed, or the other way round.
+
+    Totals begin anew with the process, so differences across the restart are not known."""
+    if kept is None:
+        return replayed
+    # Without a replay, buckets that still reach into the windows are a history as well.
+    recent = not replayed.buckets and now - kept.last_s < HISTORY_S
+    history = kept if recent else replayed
+    return replace(
+        kept,
+        since_s=history.since_s,
+        last_s=history.last_s,
+        last_demand=None,
+        last_served=None,
+        last_queue_requests=0,
+        last_attained=None,
+        buckets=history.buckets,
+        wishes=kept.wishes if now - kept.last_s < HISTORY_S else (),
+        last_call_s=max(kept.last_call_s, replayed.last_call_s),
+        mix=replayed.mix or kept.mix,
+    )
 
 
 def wished(state: State, now: float, replicas: int, hold_s: float) -> State:

@@ -188,6 +188,8 @@ class Terms:
     arriving_prefill: float = 0.0
     # The same over the longer windows on which the target rests, without headroom.
     forecast: float = 0.0
+    # The highest forecast of late, halved every hour: what is kept when demand falls faster than that.
+    level: float = 0.0
     # Share of the forecast kept free for what comes during a cold start.
     headroom_ratio: float = 0.0
     # Of the requests, those that headroom leaves out, and half days of allowed misses that are unspent (negative: overdrawn).

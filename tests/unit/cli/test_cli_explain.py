@@ -65,7 +65,7 @@ def test_all_that_the_operator_says_today_has_words_of_its_own() -> None:
     # A new term of the operator falls through to "shown as it is": then it is time for a sentence.
     said = dict(sentences({name: value or 1 for name, value in TERMS.items()}))
     words = {
-        "arriving work", "capacity", "forecast", "headroom", "misses allowed", "backlog", "KV caches", "need", "failed starts", "hold", "bypass",
+        "arriving work", "capacity", "forecast", "level", "headroom", "misses allowed", "backlog", "KV caches", "need", "failed starts", "hold", "bypass",
     }  # fmt: skip
     assert set(said) <= words
 

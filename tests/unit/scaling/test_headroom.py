@@ -56,7 +56,7 @@ def noise(spread, seconds, seed=1):
         ("a calm day: hardly any", [1.0] * 5760, 0.0, 0.15),
         ("a day of noise of 15 %: what a normal tail says, 0.35", noise(0.15, DAY_S), 0.31, 0.43),
         ("a day of noise of 30 %: twice that", noise(0.3, DAY_S), 0.6, MAX_HEADROOM),
-        ("half an hour of 30 % weighs as much as the prior", noise(0.3, HOUR_S / 2), 0.35, 0.65),
+        ("an hour of 30 % weighs as much as the prior", noise(0.3, HOUR_S), 0.35, 0.65),
         ("a restless day, then a calm one: forgotten", noise(0.3, DAY_S) + [1.0] * 5760, 0.0, 0.15),
         ("one surge of five minutes in a calm day is no headroom", [1.0] * 5000 + [2.0] * 20 + [1.0] * 60, 0.0, 0.15),
         ("demand that falls all the time needs none", [0.6] * 5760, 0.0, 0.05),

@@ -23,6 +23,10 @@
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  # What scaling has learnt of a fleet, read and written by its name.
+  verbs: [get, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
