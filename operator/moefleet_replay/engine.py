@@ -38,6 +38,8 @@ class Engine(Protocol):
     # Histograms of the ended requests, and of those with two tokens or more.
     ttft_bins: Counts
     tpot_bins: Counts
+    # (minute of arrival, BINS // COARSE): TTFT of the ended requests.
+    ttft_minutes: npt.NDArray[np.int32]
     # First and last token by request in the order of arrival, NaN before; empty when they are not kept.
     times: Floats
 
@@ -101,6 +103,7 @@ class CompiledEngine:
         self.lengths = np.tile(np.array([k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT]), (k.CLASSES, 1))
         self.minutes = np.zeros((duration_s // 60 + 2, 2), np.int64)
         self.ttft_bins, self.tpot_bins = np.zeros(k.BINS, np.int64), np.zeros(k.BINS, np.int64)
+        self.ttft_minutes = np.zeros((len(self.minutes), k.BINS // k.COARSE), np.int32)
         self.totals, self.sums = np.zeros(k.TOTALS), np.zeros(14)
         self.times: Floats = np.zeros((0, 2))
         self._rows_used = 0
@@ -146,7 +149,7 @@ class CompiledEngine:
         steps: int = kernel.advance(
             start, end, arrivals.at_s, arrivals.input_tokens, arrivals.output_tokens, arrivals.cached_tokens,
             self.real, self.whole, self.ring, self.recent, self.clocks, self.slots, self.gate, self.lengths, rows,
-            self.minutes, self.ttft_bins, self.tpot_bins, self.totals, self.sums, self.model, self.limits,
+            self.minutes, self.ttft_bins, self.ttft_minutes, self.tpot_bins, self.totals, self.sums, self.model, self.limits,
             self.objective, self.warm_s, self._rows_used, self.times,
         )  # fmt: skip
         return steps

@@ -9,10 +9,16 @@ new replicas (between two calls), arrivals, ends of steps by the number of the r
 
 from __future__ import annotations
 
+from typing import Final
+
 import numba as nb
 import numpy as np
 
 from moefleet_replay import layout as k
+
+# Of layout.py. numba keeps compiled code until this very file changes, and the numbers of layout are inside that code: who changes
+# them writes the new one here (a test says which), or old machines go on with old numbers.
+LAYOUT_SHA256: Final = "91f17cf1b8915209314331bc25eaf6d4392ffd1f69c5847f98e43597950bf245"
 
 
 @nb.njit(cache=True)
@@ -219,7 +225,7 @@ def _next_held(slots, gate, totals):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def advance(  # type: ignore[no-untyped-def]
-    t0, t1, at, inp, out, cached, real, whole, ring, recent, clocks, slots, gate, lengths, series, minutes, ttft_bins,
+    t0, t1, at, inp, out, cached, real, whole, ring, recent, clocks, slots, gate, lengths, series, minutes, ttft_bins, ttft_minutes,
     tpot_bins, totals, sums, model, limits, objective, warm_s, replicas, times,
 ):  # fmt: skip
     """Runs the whole seconds [t0, t1); returns the steps of all replicas. Arrivals are those of the interval, in order.
@@ -411,7 +417,9 @@ def advance(  # type: ignore[no-untyped-def]
                             if preempting:
                                 _leave(r, slot, whole, slots)
                             ttft = first - arrived
-                            ttft_bins[_bin(ttft)] += 1
+                            place = _bin(ttft)
+                            ttft_bins[place] += 1
+                            ttft_minutes[int(arrived / k.MINUTE_S), place // k.COARSE] += 1
                             ok_ttft = ttft <= ttft_limit
                             ok_tpot = True
                             if output > 1:

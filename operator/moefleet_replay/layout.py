@@ -22,6 +22,8 @@ QUEUE_AHEAD: Final = 32
 BINS: Final = 4096
 BIN_LOW_S: Final = 1e-4
 BIN_LOG: Final = 0.005
+# By the minute of arrival in bins of so many of these: 4 % wide.
+COARSE: Final = 8
 # Requests and those inside both limits are counted by the minute of their arrival.
 MINUTE_S: Final = 60.0
 # Seconds of step times that are kept per replica.

@@ -74,6 +74,7 @@ class ReferenceEngine:
         self.sums: Floats = np.zeros(14)
         self.minutes: Counts = np.zeros((duration_s // 60 + 2, 2), np.int64)
         self.ttft_bins: Counts = np.zeros(k.BINS, np.int64)
+        self.ttft_minutes = np.zeros((len(self.minutes), k.BINS // k.COARSE), np.int32)
         self.tpot_bins: Counts = np.zeros(k.BINS, np.int64)
         self.times: Floats = np.zeros((0, 2))
         self._steps = 0
@@ -229,6 +230,7 @@ class ReferenceEngine:
         objective = self.setup.objective
         ttft_s = request.first_s - request.at_s
         self.ttft_bins[_bin(ttft_s)] += 1
+        self.ttft_minutes[int(request.at_s / k.MINUTE_S), _bin(ttft_s) // k.COARSE] += 1
         tpot_ok = True
         if request.output_tokens > 1:
             tpot_s = (now - request.first_s) / (request.output_tokens - 1)

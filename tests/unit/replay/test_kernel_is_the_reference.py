@@ -1,13 +1,15 @@
 """The compiled kernel and the plain reference run the same fleet: times, series, sums, bills and decisions are equal."""
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moefleet_perf import Arrival, Calibration, ReplicaLimits, StepModel, load_calibration, simulate
-from moefleet_replay import fleet
+from moefleet_replay import fleet, kernel, layout
 from moefleet_replay.cold_start import ColdStart
 from moefleet_replay.engine import CompiledEngine
 from moefleet_replay.fleet import Death, FleetSetup
@@ -54,6 +56,7 @@ def both(source, wants, setup, **policy):
     np.testing.assert_array_equal(compiled.minutes, plain.minutes)
     np.testing.assert_array_equal(compiled.tpot_bins, plain.tpot_bins)
     np.testing.assert_array_equal(compiled.ttft_bins, plain.ttft_bins)
+    np.testing.assert_array_equal(compiled.ttft_minutes, plain.ttft_minutes)
     np.testing.assert_allclose(compiled.sums, plain.sums, rtol=1e-12)
     assert replace(kernel.summary, wall_s=0) == replace(reference.summary, wall_s=0)
     assert kernel.timeline == reference.timeline
@@ -127,6 +130,11 @@ def test_draining_replicas_come_back_when_the_policy_says_so():
     _, _, without = both(source, [6, 2, 6], setup)
     assert with_resume.summary.replica_starts < without.summary.replica_starts
     assert [o.draining for o in script.seen[2:4]] == [4, 0]
+
+
+def test_compiled_code_is_not_older_than_the_layout():
+    found = hashlib.sha256(Path(layout.__file__).read_bytes()).hexdigest()
+    assert found == kernel.LAYOUT_SHA256, f"write {found} into kernel.py"
 
 
 def test_one_replica_is_the_virtual_replica():

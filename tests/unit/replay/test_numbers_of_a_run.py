@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from moefleet_perf import Mix, capacity, load_calibration
 from moefleet_replay import fleet
 from moefleet_replay.cold_start import ColdStart, ColdStartError, parse_cold_start
+from moefleet_replay.engine import CompiledEngine
 from moefleet_replay.fleet import FleetSetup
 from moefleet_replay.layout import BIN_LOG, BIN_LOW_S, BINS
 from moefleet_replay.need import NeedBlocks, SourceForesight, needed
@@ -139,3 +141,28 @@ def test_progress_is_told_each_hour():
         Listed([(1.0, 10, 2, 0)], 7300.0), Scripted([1], interval_s=600.0), FleetSetup(NODE), told.append
     )
     assert [t // 3600 for t in told] == [1, 2]
+
+
+def test_surges_and_falls_are_told_by_the_minute():
+    # Two replicas are enough for the first ten minutes, then six times as much comes, and three more replicas after two minutes.
+    chance = np.random.default_rng(5)
+    at_s = np.sort(np.concatenate([chance.uniform(0, 1800, 90_000), chance.uniform(600, 1200, 150_000)]))
+    source = Listed([(float(t), 600, 60, 0) for t in at_s], 1800.0)
+    setup = FleetSetup(NODE, cold_start=ColdStart(120, 120, 0.0), initial_replicas=2, keep_times=True)
+    engines = []
+
+    def engine_of(*args):
+        engines.append(CompiledEngine(*args))
+        return engines[-1]
+
+    result = fleet.run(source, Scripted([2] * 40 + [8], interval_s=15.0), setup, engine_of=engine_of)
+    marked = surges(np.array(result.timeline.need), 2)
+    assert 0 < result.extra["surge_minutes"] == marked.sum()
+    inside = np.isin((at_s / 60).astype(int), np.flatnonzero(marked))
+    ttft = np.sort((engines[-1].times[:, 0] - at_s)[inside])
+    for share, name in ((0.99, "surge_ttft_p99_s"), (0.999, "surge_ttft_p999_s")):
+        true = ttft[math.ceil(share * len(ttft)) - 1]
+        assert true <= result.extra[name] <= true * 1.042
+    bad = [w < 0.99 * r for r, w in zip(result.timeline.requests, result.timeline.within, strict=True) if r]
+    assert result.extra["below_objective_s"] == 60 * sum(bad) >= result.extra["longest_recovery_s"] >= 120
+    assert result.extra["falls"] == sum(now and not before for before, now in pairwise([False, *bad]))
