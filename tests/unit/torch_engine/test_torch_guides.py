@@ -9,10 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from moefleet_runtime.engine.base import OPTIONS, Finish, Guide, RequestInvalid
-from moefleet_runtime.engine.torch.guides import GuideBroken, Matcher
+from moefleet_runtime.engine.torch.guides import GuideBroken, Guides, Matcher
 from moefleet_runtime.tokenizer import load_tokenizer
 from moefleet_testing.torch_engine import CHECKPOINT, RunningEngine, request, settings
 from moefleet_testing.torch_oracle import TEXTS, assert_greedy
@@ -20,6 +22,7 @@ from transformers import DeepseekV2ForCausalLM
 
 TOKENS = 32
 EOS = 1
+ANY_GUIDES = Guides(CHECKPOINT / "tokenizer.json", vocabulary_size=2048, eos_token_ids=(EOS,))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def test_guided_and_free_requests_share_a_batch(
         (Guide("json_schema", '{"type": "nonsense"}'), "nonsense"),
         (Guide("json_schema", '{"$ref": "http://example.com/schema"}'), "does not fetch"),
         (Guide("json_schema", "[]"), "object schema"),
-        (Guide("json_schema", "no json"), "expected"),
+        (Guide("json_schema", "no json"), "Expecting value"),
     ],
     ids=lambda g: getattr(g, "text", ""),
 )
@@ -161,3 +164,141 @@ def test_a_folder_without_a_usable_tokenizer_serves_everything_else(
         with pytest.raises(RequestInvalid, match=r"guide: .*tokenizer\.json"):
             e.engine.submit(request("guided", prompts[0], 5, guide=Guide("json_object")))
         assert len(e.answers(request("free", prompts[0], 5, ignore_eos=True, min_p=0.1))[0]) == 5
+
+
+def patterns(count: int) -> list[dict[str, Any]]:
+    return [{"type": "string", "pattern": f".*{chr(97 + i)}.*"} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": patterns(20)},
+        {"anyOf": [{"type": "null"}, {"allOf": patterns(20)}]},
+        {
+            "$ref": "#/$defs/0",
+            "$defs": {str(i): {**one, "$ref": f"#/$defs/{i + 1}"} for i, one in enumerate(patterns(20))}
+            | {"20": {"type": "string"}},
+        },
+    ],
+    ids=["allOf", "allOf inside", "a chain of $ref"],
+)
+def test_patterns_that_would_take_the_pods_memory_are_refused_before_they_are_joined(
+    schema: dict[str, Any],
+) -> None:
+    """The library takes 29 s and 2.3 GB for 20 and doubles with each: with 30 the pod would be gone."""
+    with pytest.raises(RequestInvalid, match=r"may have 8 patterns and formats, found 20") as refused:
+        ANY_GUIDES.matcher(Guide("json_schema", json.dumps(schema)))
+    assert refused.value.field == "guide"
+
+
+def test_many_patterns_that_are_not_joined_and_a_few_that_are_go_through() -> None:
+    apart = {"type": "object", "properties": {str(i): one for i, one in enumerate(patterns(20))}}
+    ANY_GUIDES.matcher(Guide("json_schema", json.dumps(apart)))
+    # As pydantic writes them.
+    named = {"$defs": {"It": apart}, "$ref": "#/$defs/It", "title": "It"}
+    ANY_GUIDES.matcher(Guide("json_schema", json.dumps(named)))
+    # The library itself cannot join these, and says so at once.
+    with pytest.raises(RequestInvalid, match="Unable to determine"):
+        ANY_GUIDES.matcher(Guide("json_schema", json.dumps({"allOf": patterns(8)})))
+
+
+PARTS = st.sampled_from(
+    [
+        "a",
+        "[",
+        "]",
+        "(",
+        ")",
+        "*",
+        "+",
+        "?",
+        "{",
+        "}",
+        "1",
+        ",",
+        "9999",
+        "|",
+        "\\",
+        "d",
+        "p{L}",
+        ".",
+        "^",
+        "$",
+        "é",
+        "(?i)",
+        "[^a]",
+    ]
+)
+SCHEMAS = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(
+            ["object", "array", "string", "integer", "number", "#", "#/$defs/a", "date", "[0-9]+"]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    "type",
+                    "properties",
+                    "items",
+                    "enum",
+                    "const",
+                    "anyOf",
+                    "allOf",
+                    "oneOf",
+                    "not",
+                    "$ref",
+                    "$defs",
+                    "a",
+                    "b",
+                    "required",
+                    "minItems",
+                    "maxItems",
+                    "minLength",
+                    "maxLength",
+                    "minimum",
+                    "maximum",
+                    "multipleOf",
+                    "pattern",
+                    "format",
+                    "additionalProperties",
+                    "prefixItems",
+                    "x-guidance",
+                ]
+            ),
+            inner,
+            max_size=5,
+        ),
+    ),
+    max_leaves=20,
+)
+GUIDES = st.one_of(
+    st.lists(PARTS, max_size=12).map(lambda parts: Guide("regex", "".join(parts))),
+    st.text(max_size=20).map(lambda text: Guide("regex", text)),
+    SCHEMAS.map(lambda schema: Guide("json_schema", json.dumps(schema))),
+    st.text(max_size=20).map(lambda text: Guide("json_schema", text)),
+)
+
+
+@hypothesis.settings(max_examples=400, deadline=None)
+@hypothesis.given(guide=GUIDES, chances=st.lists(st.integers(0, 2**32), min_size=12, max_size=12))
+def test_any_text_is_a_guide_to_follow_or_one_that_is_refused(guide: Guide, chances: list[int]) -> None:
+    refused = ""
+    try:
+        matcher = ANY_GUIDES.matcher(guide)
+        for chance in chances:
+            allowed = matcher.allowed.nonzero()[0]
+            assert len(allowed)
+            if matcher.take(int(allowed[chance % len(allowed)])):
+                break
+    except (RequestInvalid, GuideBroken) as error:
+        refused = str(error)
+    assert not refused or refused.startswith("guide: ")
