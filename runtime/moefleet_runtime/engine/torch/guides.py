@@ -24,7 +24,19 @@ MAX_ERROR_CHARACTERS: Final = 300
 MAX_JOINED_PATTERNS: Final = 8
 # Keys that put no constraint on what a $ref beside them names.
 _BESIDE_A_REF: Final = frozenset(
-    "$ref $defs $schema $id $comment definitions title description default examples deprecated".split()
+    [
+        "$ref",
+        "$defs",
+        "$schema",
+        "$id",
+        "$comment",
+        "definitions",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+    ]
 )
 # One spelling of white space: with any allowed, a weak model ends in blanks without end.
 _JSON: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
