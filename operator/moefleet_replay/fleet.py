@@ -109,7 +109,7 @@ def run(
         while deaths and deaths[0].at_s <= now:
             fleet.die(now, deaths.popleft().replicas)
         fleet.start_ready(now)
-        fleet.end_drained()
+        fleet.end_drained(now)
         if restarts and restarts[0] <= now:
             restarts.popleft()
             policy = fleet.policy = _restarted(policy, rebuild)
@@ -130,7 +130,7 @@ def run(
         if progress is not None and until // 3600 > now // 3600:
             progress(float(until))
         now = until
-    fleet.end_drained()
+    fleet.end_drained(now)
     for replica in (*fleet.pending, *fleet.ready, *fleet.draining):
         fleet.billed_s += now - replica.created_s
     return result_of(fleet, now, time.perf_counter() - begun, compile_s)

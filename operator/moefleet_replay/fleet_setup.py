@@ -34,6 +34,8 @@ class FleetSetup:
     # Intervals of lost samples, seconds (F9). Series and views of replicas stay as they were; what Kubernetes knows does not.
     lost: tuple[tuple[float, float], ...] = ()
     deaths: tuple[Death, ...] = ()
+    # A drained pod holds its GPUs for so much longer: gateways let go of it, its process ends, its node is told.
+    pod_end_s: float = 0.0
     # None: the ceiling of the need in the first second.
     initial_replicas: int | None = None
     policy_name: str = ""

@@ -103,13 +103,16 @@ class Fleet:
             self.engine.clear(replica.row)
             heapq.heappush(self.free_rows, replica.row)
 
-    def end_drained(self) -> None:
-        """Those whose last request has ended, billed until then."""
+    def end_drained(self, now: int) -> None:
+        """Those whose last request has ended, billed until then and while their pod ends."""
         left: list[Replica] = []
         for replica in self.draining:
             idle_s = self.engine.idle_since_s(replica.row)
-            if idle_s is not None:
-                self.remove(replica, max(idle_s, replica.drained_from_s))
+            gone_s = (
+                math.inf if idle_s is None else max(idle_s, replica.drained_from_s) + self.setup.pod_end_s
+            )
+            if gone_s <= now:
+                self.remove(replica, gone_s)
             else:
                 left.append(replica)
         self.draining = left
@@ -154,7 +157,7 @@ class Fleet:
             self.engine.offer(replica.row, False)
             replica.drained_from_s = now
             self.draining.append(replica)
-        self.end_drained()
+        self.end_drained(now)
         for replica in [r for r in self.draining if r.uid in back]:
             self.draining.remove(replica)
             self.engine.offer(replica.row, True)

@@ -54,6 +54,13 @@ def test_a_drain_is_billed_until_its_last_token():
     assert replica_s(result) == pytest.approx(60 + 30, abs=0.1)
 
 
+@pytest.mark.parametrize(("pod_end_s", "billed_s"), [(0.0, 40), (12.0, 52), (100.0, 60)])
+def test_a_drained_pod_is_billed_until_it_is_gone_or_the_run_is_over(pod_end_s, billed_s):
+    source = Listed([(0.0, 10, 30, 0), (0.0, 10, 40, 0)], 60.0)
+    setup = setup_of(initial_replicas=2, pod_end_s=pod_end_s)
+    assert replica_s(fleet.run(source, Scripted([1]), setup)) == pytest.approx(60 + billed_s, abs=0.1)
+
+
 def test_what_still_runs_after_the_trace_is_run_to_its_end_and_billed():
     source = Listed([(8.0, 10, 30, 0)], 10.0)
     result = fleet.run(source, Scripted([1]), setup_of())
