@@ -14,6 +14,7 @@ from moefleet_runtime.config import RuntimeConfig, check_config, parse_config
 from moefleet_runtime.ending import FatalError
 
 CONFIG_VARIABLE = "MOEFLEET_RUNTIME_CONFIG"
+PEERS_VARIABLE = "MOEFLEET_PEERS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Settings:
     pod_namespace: str
     # Whole processors that the engine may use.
     cpus: int
+    # The fleet's replicas as a gRPC target (its headless Service); empty: there is nobody to hand an answer over to.
+    peers: str = ""
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -51,6 +54,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         pod_name=environment.get("MOEFLEET_POD_NAME", ""),
         pod_namespace=environment.get("MOEFLEET_POD_NAMESPACE", ""),
         cpus=_cpus(environment),
+        peers=environment.get(PEERS_VARIABLE, ""),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 from moefleet.client.connecting import CHANNEL_OPTIONS, UNARY_TIMEOUT_S
-from moefleet.client.course import Run, model_of
+from moefleet.client.course import Run, model_of, new_run
 from moefleet.client.errors import Failure, error_of, failure_of
 from moefleet.client.resuming import INCOMPLETE
 from moefleet.client.types import Answer, Delta, Model, Options
@@ -76,7 +76,7 @@ class AsyncClient:
 
     def generate(self, model: str, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncStream:
         """Nothing is sent before the first delta is asked for; the time of the call runs from then."""
-        run = Run(model, prompt, options)
+        run = new_run(model, prompt, options)
         timeout_s = options.get("timeout_s", self._timeout_s)
         metadata = (*self._metadata, *options.get("metadata", ()))
         return AsyncStream(run, lambda run: self._deltas(run, timeout_s, metadata))

@@ -36,14 +36,11 @@ _FINISH: Final = {
 
 
 class Run:
-    def __init__(self, model: str, prompt: str | Sequence[int], options: Options) -> None:
-        self._policy = options.get("resume", ResumePolicy())
-        sampling = options.get("sampling", Sampling())
-        if sampling.temperature > 0 and sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbits(64))
-        self._seed = sampling.seed if sampling.temperature > 0 else None
-        self._first = _request(model, prompt, sampling, options)
-        self._course = Course()
+    def __init__(self, first: pb.GenerateRequest, policy: ResumePolicy) -> None:
+        self._first = first
+        self._policy = policy
+        # With `resume` it goes on from there; what came before is not in `answer`.
+        self._course = Course(begun=first.HasField("resume"))
         self._calls = 0
         # Whether the call that runs has brought something.
         self._fruitful = False
@@ -76,7 +73,7 @@ class Run:
             usage=usage,
             request_id=self._request_id,
             resumed=self._resumed,
-            seed=self._seed,
+            seed=self._first.sampling.seed if self._first.sampling.temperature > 0 else None,
             stopped_by=stopped_by,
         )
 
@@ -94,9 +91,9 @@ class Run:
                 request.request_id = (
                     self._first.request_id[: MAX_REQUEST_ID_CHARACTERS - len(suffix)] + suffix
                 )
-        if self._course.begun:
+        if self._calls > 1 and self._course.begun:
             request.resume.token_ids.extend(self._token_ids)
-            request.resume.text_characters = self._text_characters
+            request.resume.text_characters += self._text_characters
         return request
 
     def take(self, message: pb.GenerateResponse) -> Delta | None:
@@ -140,9 +137,14 @@ def model_of(message: pb.Model) -> Model:
     return Model(message.name, message.fleet, message.engine, message.context_length, message.vocabulary_size)
 
 
-def _request(
-    model: str, prompt: str | Sequence[int], sampling: Sampling, options: Options
-) -> pb.GenerateRequest:
+def new_run(model: str, prompt: str | Sequence[int], options: Options) -> Run:
+    return Run(_request(model, prompt, options), options.get("resume", ResumePolicy()))
+
+
+def _request(model: str, prompt: str | Sequence[int], options: Options) -> pb.GenerateRequest:
+    sampling = options.get("sampling", Sampling())
+    if sampling.temperature > 0 and sampling.seed is None:
+        sampling = replace(sampling, seed=secrets.randbits(64))
     stopping = options.get("stopping", Stopping())
     request = pb.GenerateRequest(
         request_id=options.get("request_id") or "",

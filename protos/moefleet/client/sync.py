@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 from moefleet.client.connecting import CHANNEL_OPTIONS, UNARY_TIMEOUT_S
-from moefleet.client.course import Run, model_of
+from moefleet.client.course import Run, model_of, new_run
 from moefleet.client.errors import Failure, error_of, failure_of
 from moefleet.client.resuming import INCOMPLETE
 from moefleet.client.types import Answer, Delta, Model, Options
@@ -104,7 +104,7 @@ class Client:
         def until_s() -> float | None:
             return None if timeout_s is None else time.monotonic() + timeout_s
 
-        return Stream(Run(model, prompt, options), start, until_s)
+        return Stream(new_run(model, prompt, options), start, until_s)
 
     def count_tokens(self, model: str, text: str) -> int:
         """Tokens of the text, by the model's own tokenizer."""

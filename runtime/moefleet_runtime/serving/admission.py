@@ -31,6 +31,8 @@ class Guest:
     request_id: str
     entered_s: float
     stream: TokenStream | None = None
+    # Another replica ends its answer when this one cannot.
+    movable: bool = False
 
 
 class Admission:
@@ -133,13 +135,15 @@ class Admission:
         return self._refuse(full(f"the queue is full: {text}", self._queued_requests))
 
     def cut(self, why: str) -> int:
-        """Ends every stream that still runs: the promise is broken, so it is counted."""
+        """Ends every stream that still runs. The promise is broken to those whose answer nobody ends: they are counted, and
+        returned as a number."""
         running = [g for g in self._guests.values() if g.stream is None or not g.stream.ended]
         for guest in running:
             if guest.stream is not None:
                 guest.stream.end(StreamFault("cut", why))
-        self.cut_total += len(running)
-        return len(running)
+        cut = sum(not guest.movable for guest in running)
+        self.cut_total += cut
+        return cut
 
     def _refuse(self, problem: Problem) -> Problem:
         if problem.refused:

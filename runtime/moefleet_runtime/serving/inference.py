@@ -18,6 +18,7 @@ from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
 from moefleet_runtime.serving.asking import Asked, check_asked, check_generated, check_min_tokens
 from moefleet_runtime.serving.generation import EndedError, Generation, Piece, Usage
+from moefleet_runtime.serving.handover import MOVABLE, Handover, Sent, rest_of
 from moefleet_runtime.serving.problems import (
     Context,
     Problem,
@@ -79,12 +80,18 @@ class Served:
 
 class InferenceService(services.InferenceServiceServicer):
     def __init__(
-        self, served: Served, admission: Admission, generation: Generation, tokenizing: Executor
+        self,
+        served: Served,
+        admission: Admission,
+        generation: Generation,
+        tokenizing: Executor,
+        handover: Handover | None = None,
     ) -> None:
         self._served = served
         self._admission = admission
         self._generation = generation
         self._tokenizing = tokenizing
+        self._handover = handover
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Writes instead of yielding: a cancelled call then raises here, and frees the engine at once; a generator would
@@ -97,6 +104,10 @@ class InferenceService(services.InferenceServiceServicer):
             guest = self._admission.enter(request.request_id or self._generation.new_request_id())
         except Problem as problem:
             await answer_with(context, problem)
+        sent = Sent()
+        handover = self._handover
+        guest.movable = handover is not None and handover.possible_for(context.invocation_metadata())
+        first = True
         try:
             deadline_s = deadline_of(context)
             engine_request = await self._engine_request(request, wanted, limits, tokenizer, deadline_s)
@@ -108,7 +119,6 @@ class InferenceService(services.InferenceServiceServicer):
                 answered = _answered(text, over, stop, engine_request)
             else:
                 answered = self._generation.run(guest, engine_request, text, wanted.names)
-            first = True
             async with aclosing(answered) as pieces:
                 async for piece in pieces:
                     response = pb.GenerateResponse(token_ids=piece.tokens, text=piece.text)
@@ -122,7 +132,13 @@ class InferenceService(services.InferenceServiceServicer):
                         _end(response, piece, asked, limits)
                         context.set_trailing_metadata(piece.usage.trailers())
                     await context.write(response)
+                    sent.add(piece)
         except EndedError as ended:
+            if handover is not None and guest.movable and ended.problem.reason in MOVABLE:
+                rest = rest_of(request, guest.request_id, sent)
+                if await handover.relay(rest, ended.problem, context, self._served.pod_uid, began=not first):
+                    return
+                self._admission.cut_total += ended.problem.reason == "STREAM_CUT"
             await answer_with(context, ended.problem, ended.usage.trailers())
         except Problem as problem:
             await answer_with(context, problem)

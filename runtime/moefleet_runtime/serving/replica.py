@@ -40,6 +40,7 @@ from moefleet_runtime.serving.admission import Admission
 from moefleet_runtime.serving.checks import ModelLimits
 from moefleet_runtime.serving.control import Changes, ReplicaService
 from moefleet_runtime.serving.generation import Generation
+from moefleet_runtime.serving.handover import LONGEST_WITHOUT_ENGINE_S, Handover
 from moefleet_runtime.serving.health import Health
 from moefleet_runtime.serving.inference import InferenceService, Served
 from moefleet_runtime.serving.listening import Listeners
@@ -116,6 +117,7 @@ class Replica:
             self._metrics,
             stream_duration_s=config.limits.stream_duration_s,
         )
+        self._handover = Handover(settings.peers)
         self._view = ReplicaView(self._life, config.engine.parallelism.tensor)
         self._health = Health()
 
@@ -137,7 +139,9 @@ class Replica:
                 self.apply(Fetching("the weights are asked for"))
             await listeners.open(
                 config,
-                inference=InferenceService(self._served, self._admission, self._generation, tokenizing),
+                inference=InferenceService(
+                    self._served, self._admission, self._generation, tokenizing, self._handover
+                ),
                 trtllm=TrtllmService(self._served, self._admission, self._generation, self._view),
                 replica=ReplicaService(
                     pod_uid=self._settings.pod_uid,
@@ -165,6 +169,7 @@ class Replica:
         finally:
             await self.client.stop()
             await listeners.close(0)
+            await self._handover.close()
             tokenizing.shutdown(wait=False, cancel_futures=True)
 
     async def _start_engine(self) -> None:
@@ -361,13 +366,14 @@ class Replica:
             # Requests that were sent before their senders could know are refused with a reason; a server that stops at
             # once would give those that it has not looked at yet a bare CANCELLED, which nobody tries again.
             await asyncio.sleep(LAST_REQUESTS_S)
+            await self._handover.ended(LONGEST_WITHOUT_ENGINE_S)
         # A failure leaves streams that were just answered; a drain leaves none, only watchers.
         await listeners.close(FAREWELL_S)
         failure = self._life.failure
         if failure is not None:
             return failure.exit, failure
         cut = self._admission.cut_total
-        log.info("ends", served=self._admission.admitted_total, cut=cut)
+        log.info("ends", served=self._admission.admitted_total, cut=cut, moved=self._handover.moved_total)
         return (Exit.STREAMS_CUT if cut else Exit.DRAINED), None
 
 

@@ -19,7 +19,7 @@ from moefleet.client import (
     Stopping,
     Unavailable,
 )
-from moefleet.client.course import Run
+from moefleet.client.course import Run, new_run
 from moefleet.client.errors import Failure, error_of, failure_of
 from moefleet.client.resuming import INCOMPLETE, Again, Course, GiveUp, plan
 from moefleet.inference.v1 import inference_pb2 as pb
@@ -117,7 +117,7 @@ GONE = Failure(Code.UNAVAILABLE, "gone")
 
 
 def test_each_call_asks_for_what_has_not_come() -> None:
-    run = Run("m", "text", {"request_id": "mine", "stopping": Stopping(max_tokens=9)})
+    run = new_run("m", "text", {"request_id": "mine", "stopping": Stopping(max_tokens=9)})
     first = run.next_request()
     assert (first.request_id, first.prompt, first.HasField("resume")) == ("mine", "text", False)
     # Died before a word: the same again.
@@ -146,25 +146,36 @@ def test_each_call_asks_for_what_has_not_come() -> None:
 
 
 def test_a_seed_is_drawn_where_chance_decides_and_kept() -> None:
-    run = Run("m", [1, 2], {"sampling": Sampling(temperature=0.5)})
+    run = new_run("m", [1, 2], {"sampling": Sampling(temperature=0.5)})
     first = run.next_request()
     assert first.sampling.seed == run.answer.seed
     run.take(message(5))
     run.broke(GONE, left_s=None, chance=0.0)
     assert run.next_request().sampling == first.sampling
-    assert Run("m", [1], {}).answer.seed is None
-    assert Run("m", [1], {"sampling": Sampling(temperature=1, seed=7)}).answer.seed == 7
-    assert first.sampling.seed != Run("m", [1], {"sampling": Sampling(temperature=0.5)}).answer.seed
+    assert new_run("m", [1], {}).answer.seed is None
+    assert new_run("m", [1], {"sampling": Sampling(temperature=1, seed=7)}).answer.seed == 7
+    assert first.sampling.seed != new_run("m", [1], {"sampling": Sampling(temperature=0.5)}).answer.seed
+
+
+def test_an_answer_that_somebody_began_goes_on_from_there() -> None:
+    begun = pb.GenerateRequest(model="m", prompt="x", resume=pb.Resume(token_ids=[1, 2], text_characters=4))
+    run = Run(begun, ResumePolicy())
+    assert run.next_request() == begun
+    run.take(message(3, text="ab"))
+    run.broke(INCOMPLETE, left_s=None, chance=0.0)
+    again = run.next_request().resume
+    assert (list(again.token_ids), again.text_characters) == ([1, 2, 3], 6)
+    assert (run.answer.token_ids, run.answer.resumed) == ((3,), 1)
 
 
 def test_a_long_request_id_stays_within_the_limit() -> None:
-    run = Run("m", "x", {"request_id": "i" * 256})
+    run = new_run("m", "x", {"request_id": "i" * 256})
     assert run.next_request().request_id == "i" * 256
     assert run.next_request().request_id == "i" * 254 + "~2"
 
 
 def test_what_cannot_go_on_carries_what_came() -> None:
-    run = Run("m", "x", {"resume": ResumePolicy(most=1)})
+    run = new_run("m", "x", {"resume": ResumePolicy(most=1)})
     run.next_request()
     run.take(message(5, text="a"))
     run.broke(GONE, left_s=None, chance=0.0)
