@@ -234,6 +234,8 @@ def _env(fleet: MoEFleet, mount: Mount, token_sha256: str) -> list[Json]:
                 }
             },
         },
+        # The fleet's headless Service: who ends the answers that this replica cannot end.
+        {"name": names.ENV_PEERS, "value": peers_target(fleet)},
         # The root file system is read-only: everything that libraries cache goes to the emptyDir.
         {"name": "HOME", "value": "/tmp"},
         {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
@@ -243,6 +245,12 @@ def _env(fleet: MoEFleet, mount: Mount, token_sha256: str) -> list[Json]:
     theirs = [variable.to_json() for variable in fleet.spec.replica.pod_template.env or ()]
     overridden = {v["name"] for v in theirs}
     return [v for v in ours if v["name"] not in overridden] + theirs
+
+
+def peers_target(fleet: MoEFleet) -> str:
+    """As gRPC resolves it, to the addresses of ready replicas that do not drain."""
+    service = names.service_name(fleet.metadata.name)
+    return f"dns:///{service}.{fleet.metadata.namespace}:{names.PORT_GRPC}"
 
 
 def _literal(text: str) -> str:

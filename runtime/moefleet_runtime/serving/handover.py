@@ -39,6 +39,7 @@ LONGEST_WITHOUT_ENGINE_S: Final = 60.0
 MOVABLE: Final = frozenset({"ENGINE_DIED", "STREAM_CUT", "STEP_FAILED"})
 # Peers may be starting or full; whoever waits for an answer that has begun waits some seconds rather than in vain.
 POLICY: Final = ResumePolicy(most=4, attempts=8, first_wait_s=0.05, longest_wait_s=1.0)
+NAMES_TIMEOUT_MS: Final = 2_000
 # One call to each peer in turn: one that has just died, or this replica itself where DNS is old, costs one attempt.
 _ROUND_ROBIN: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
@@ -159,6 +160,8 @@ class Handover:
                 options=(
                     *CHANNEL_OPTIONS,
                     ("grpc.service_config", _ROUND_ROBIN),
+                    # Without a name server the consumer is to hear of it soon; the default is two minutes.
+                    ("grpc.dns_ares_query_timeout", NAMES_TIMEOUT_MS),
                     # Pods are never behind a proxy.
                     ("grpc.enable_http_proxy", 0),
                 ),
