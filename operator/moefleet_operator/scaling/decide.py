@@ -42,7 +42,9 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
     """The target of one fleet. `now` in unix seconds; `state` as the decision before returned it, None at first."""
     remembered = state or State()
     if not remembered.since_s:
-        remembered = replace(remembered, since_s=now)
+        # Measured cold starts say that the fleet is older than this memory: whoever decided before knew more.
+        found_target = sample.supply.target if sample.supply.cold_starts_s else 0
+        remembered = replace(remembered, since_s=now, found_target=found_target)
     remembered = _called(observed(remembered, sample, now), sample, now)
     lead_s = cold_start_quantile_s(sample.supply, 0.9) + TICK_S
     terms = Terms(lead_s=lead_s, hold_s=hold_s(sample.supply))
@@ -63,7 +65,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
         mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
         remembered = replace(remembered, mix=mix)
     remembered = _learnt(remembered, sample, found.terms, now)
-    tick = _Tick(remembered, sample, replace(found.terms, hold_s=terms.hold_s), now)
+    tick = _Tick(remembered, sample, replace(found.terms, hold_s=terms.hold_s), now, found.late)
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
         return tick.kept(
             Reason.OBJECTIVE_UNREACHABLE,
@@ -98,6 +100,8 @@ class _Tick:
     sample: Sample
     terms: Terms
     now: float
+    # Requests already wait for half of their time.
+    late: bool = False
 
     @property
     def supply(self) -> Supply:
@@ -143,6 +147,14 @@ class _Tick:
 
     def up(self, asked: int) -> Decision:
         ready, highest = self.supply.ready, self.policy.max_replicas
+        fresh_s = cold_start_quantile_s(self.supply, 0.9) - (self.now - self.state.since_s)
+        known = max(self.state.found_target + 1, self.supply.target, self.policy.min_replicas)
+        if fresh_s > 0 and self.state.found_target and asked > known and not self.late:
+            return self.result(
+                min(known, highest),
+                Reason.RESTARTED,
+                f"{asked} are needed by what little is known, one more than was found until {fresh_s:.0f} s from now",
+            )
         at_once = max(math.floor(ready * UP_FACTOR), ready + UP_STEP)
         # A target that stands is no step: it is never taken back because replicas fell away.
         target = min(max(min(asked, at_once), self.supply.target, self.policy.min_replicas), highest)

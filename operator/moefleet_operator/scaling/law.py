@@ -64,6 +64,7 @@ class Need:
     terms: Terms
     mix: Mix | None
     capacity: Capacity | None
+    late: bool = False
 
 
 def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, now: float) -> Need:
@@ -103,8 +104,10 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
     late = late_s > sample.policy.ttft_s / 2
-    # What will pile up is a burst's own end until something piles up: headroom is there for bursts.
-    coming_s = _shortfall_replica_s(sample, arriving, lead_s) if late else 0.0
+    # What will pile up until a replica comes is judged by the forecast: half a minute's burst is over by then. Before requests are
+    # late nothing piles up, but what is spare still works off what waits.
+    coming_s = _shortfall_replica_s(sample, forecast, lead_s)
+    coming_s = coming_s if late else min(coming_s, 0.0)
     backlog = min(max(waiting_s + coming_s, 0.0) / BACKLOG_DRAIN_S, 0.5 * forecast + 1.0)
     # Served counts saturate and forecasts lag; when requests already wait for half their time, the short window counts too.
     share = allowed_share(state.budget, sample.policy.attainment)
@@ -112,7 +115,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
     surge = rate(SURGE_WINDOW_S) / x
     level = max(forecast, level_now(state, now))
-    work = max(max(forecast, arriving if late else 0.0) * factor, surge, level * LEVEL_SHARE)
+    work = max(forecast * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
     total = max(work, kv) + backlog
     return Need(
         Terms(
@@ -140,6 +143,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
         ),
         mix,
         cap,
+        late,
     )
 
 

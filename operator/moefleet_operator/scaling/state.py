@@ -69,6 +69,8 @@ class Wish:
 class State:
     # When this memory began; 0: with the first tick. Younger than a cold start and without replay, nothing goes down.
     since_s: float = 0.0
+    # The target that this memory found when it began without one; 0: the fleet began with it.
+    found_target: int = 0
     last_s: float = 0.0
     last_demand: DemandTotals | None = None
     last_served: ServedTotals | None = None
@@ -92,6 +94,7 @@ class State:
         data = {
             "v": STATE_VERSION,
             "since": round(self.since_s, 1),
+            "found": self.found_target,
             "last": round(self.last_s, 1),
             "demand": None if self.last_demand is None else [_short(x) for x in astuple(self.last_demand)],
             "served": None if self.last_served is None else [_short(x) for x in astuple(self.last_served)],
@@ -134,6 +137,7 @@ class State:
             last = float(data["last"])
             return State(
                 since_s=float(data["since"]),
+                found_target=int(data["found"]),
                 last_s=last,
                 last_demand=None if data["demand"] is None else DemandTotals(*map(float, data["demand"])),
                 last_served=None if data["served"] is None else ServedTotals(*map(float, data["served"])),

@@ -147,3 +147,69 @@ def test_more_work_never_asks_for_fewer(low_rps, more_rps):
         return list(drive(roads))[-1][2].terms.wanted
 
     assert after_ten_minutes(low_rps + more_rps) >= after_ten_minutes(low_rps)
+
+
+@st.composite
+def states_and_a_tick(draw):
+    """A fleet after some minutes of uneven traffic of one mix, and the sample that is to be decided on."""
+    prompt, output = draw(st.integers(50, 5000)), draw(st.integers(1, 1000))
+    rates = draw(st.lists(st.integers(0, 3000), min_size=12, max_size=40))
+    facts = {
+        "queue": Queue(draw(st.sampled_from([0, 0, 50])), 0, draw(st.sampled_from([0.0, 1.1, 30.0]))),
+        "load": Load(10, 5, draw(st.sampled_from([0, 40])), draw(st.integers(0, 10**6)), 0, 10**6, 10**7),
+    }
+    policy = replace(POLICY, max_replicas=10**6)
+    roads = [
+        {"after_s": 5.0, "policy": policy, "arrived": (n, prompt, output), "supply": Supply(-1, 10, cold_starts_s=(60.0,) * 4), "known": True, "facts": facts}
+        for n in rates
+    ]  # fmt: skip
+    *_, (now, sample, decision) = drive(roads, target=10)
+    return decision.state, sample, now + 5.0, (prompt, output)
+
+
+def arrived(sample, count, mix):
+    d = sample.demand
+    more = replace(
+        d, arrivals=d.arrivals + count, prompt_tokens=d.prompt_tokens + count * mix[0], output_tokens=d.output_tokens + count * mix[1]
+    )  # fmt: skip
+    return replace(sample, demand=more)
+
+
+@settings(max_examples=60, deadline=None)
+@given(states_and_a_tick(), st.integers(0, 3000), st.integers(0, 3000))
+def test_more_arrivals_in_this_sample_never_lower_the_need(found, few, more):
+    state, sample, now, mix = found
+    low = decide(state, arrived(sample, few, mix), now).terms
+    high = decide(state, arrived(sample, few + more, mix), now).terms
+    assert high.need >= low.need * (1 - 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    states_and_a_tick(),
+    st.floats(0.03, 2.0),
+    st.floats(1.0, 10.0),
+    st.floats(0.1, 10.0),
+    st.floats(1.0, 10.0),
+)
+def test_a_larger_limit_never_raises_the_need(found, tpot_s, tpot_times, ttft_s, ttft_times):
+    state, sample, now, mix = found
+    sample = arrived(sample, 100, mix)
+    strict = replace(sample.policy, tpot_s=tpot_s, ttft_s=ttft_s)
+    loose = replace(strict, tpot_s=tpot_s * tpot_times, ttft_s=ttft_s * ttft_times)
+    needs = [decide(state, replace(sample, policy=p), now).terms.need for p in (strict, loose)]
+    assert needs[1] <= needs[0] * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(states_and_a_tick(), st.integers(1, 200), st.integers(0, 3000))
+def test_a_restart_changes_the_target_by_at_most_one_for_one_cold_start(found, target, count):
+    _, sample, now, mix = found
+    state, begun = None, target
+    calm = replace(sample, queue=Queue(), load=Load(target, 5))
+    for i in range(11):
+        calm = arrived(calm, count, mix)
+        calm = replace(calm, supply=Supply(target, target, cold_starts_s=(60.0,) * 4))
+        decision = decide(state, calm, now + 5.0 * i)
+        state, target = decision.state, decision.replicas
+        assert abs(target - begun) <= 1, decision.message
