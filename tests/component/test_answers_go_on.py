@@ -23,6 +23,7 @@ from moefleet.client import (
     Stopping,
     Unavailable,
 )
+from moefleet_gateway_rig import Rig, envoy_binary
 from moefleet_runtime_rig import ReplicaProcess, ask, generate_request, replica
 from moefleet_testing.torch_engine import CHECKPOINT
 
@@ -179,3 +180,76 @@ async def test_code_without_an_event_loop_goes_on_too(pair: tuple[ReplicaProcess
 
     whole, answer = await asyncio.to_thread(read)
     assert (answer.token_ids, answer.text, answer.resumed) == (whole.token_ids, whole.text, 1)
+
+
+@pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+async def test_behind_a_gateway_only_the_streams_of_the_killed_replica_are_touched(tmp_path: Path) -> None:
+    """Half of the streams are with each replica. Ours go on with the right tokens; plain clients get a status or their answer."""
+    rig = Rig()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(rig.close)
+        pair = [
+            await stack.enter_async_context(
+                replica(
+                    tmp_path,
+                    engine="Torch",
+                    args={"blocks": 512, "threads": 1},
+                    model={"source": CHECKPOINT.as_uri(), "contextLength": 4096},
+                    environment={"MOEFLEET_POD_UID": uid},
+                )
+            )
+            for uid in ("a", "b")
+        ]
+        rig.world.fleet("chat", "chat-model", "team")
+        rig.world.replicas = [
+            {"uid": uid, "fleet": "team/chat", "address": r.grpc_at, "control": r.control_at, "ready": True}
+            for uid, r in zip("ab", pair, strict=True)
+        ]
+        rig.world.write()
+        await rig.start()
+        await rig.registered("a", "b")
+        asked: dict[str, tuple[str | list[int], Options]] = {
+            f"{name} {i}": ([*range(300 + i, 330)], options)
+            for i in range(3)
+            for name, (_, options) in ASKED.items()
+            if "request_id" not in options
+        }
+        async with AsyncClient(pair[1].grpc_at) as undisturbed:
+            expected = {
+                name: await undisturbed.generate("chat-model", p, **o).collect()
+                for name, (p, o) in asked.items()
+            }
+        plain = [
+            asyncio.create_task(
+                ask(
+                    rig.stub(),
+                    generate_request(
+                        list(range(400 + i, 430)),
+                        max_tokens=None,
+                        stopping={"max_tokens": LENGTH, "ignore_eos": True},
+                    ),
+                )
+            )
+            for i in range(4)
+        ]
+        async with AsyncClient(f"127.0.0.1:{rig.ports['grpc']}", timeout_s=200.0) as client:
+            found = await answers_with_a_break(
+                client, lambda: os.kill(pair[0].pid, signal.SIGKILL), asked=asked
+            )
+        for name, answer in found.items():
+            assert (answer.token_ids, answer.text) == (expected[name].token_ids, expected[name].text), name
+            assert answer.usage is not None
+            assert answer.usage.completion_tokens == len(answer.token_ids) == LENGTH
+        resumed = sum(answer.resumed for answer in found.values())
+        answers = await asyncio.gather(*plain)
+        broken = [answer for answer in answers if answer.code is not grpc.StatusCode.OK]
+        # Both replicas had some of both, and each answer broke off at most once.
+        assert 0 < resumed < len(found)
+        assert max(answer.resumed for answer in found.values()) == 1
+        assert 0 < len(broken) < len(plain)
+        for answer in answers:
+            if answer in broken:
+                assert answer.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL), answer.code
+                assert "x-usage-completion-tokens" not in answer.trailers
+            else:
+                assert len(answer.tokens) == LENGTH
