@@ -101,6 +101,12 @@ MISTAKES = {
     ),
     "ended requests are kept": ("engine", "self._live.pop(answer.request.request_id, None)", "pass"),
     "the prompt's length is not checked": ("checking", "if length >= info.context_length:", "if False:"),
+    "the answer so far is lost": ("engine", "[*request.prompt, *request.generated]", "list(request.prompt)"),
+    "max_tokens begins anew for an answer that goes on": (
+        "checking",
+        "left = longest - length - len(request.generated)",
+        "left = longest - length",
+    ),
     "the end comes twice": ("engine", "        answer.ended = True\n", ""),
     "greedy is temperature 1": ("sampling", "if request.temperature > 0:", "if True:"),
 }

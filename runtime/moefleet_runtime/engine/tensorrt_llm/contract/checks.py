@@ -84,6 +84,22 @@ def a_stop_token_is_delivered_and_ends_the_answer(rig: Rig) -> None:
     require(answer.finishes == [Finish.STOP], f"wanted STOP once, got {answer.finishes}")
 
 
+def an_answer_that_began_elsewhere_goes_on(rig: Rig) -> None:
+    prompt, generated = rig.prompt(10), rig.prompt(5)
+    answer = rig.ask(prompt, 12, generated=generated)
+    asked = [c for c in rig.seen.calls if c.prompt == [*prompt, *generated]]
+    require(len(asked) == 1, f"wanted one request with prompt and answer so far, found {len(asked)}")
+    found = asked[0].sampling["max_tokens"]
+    require(found == 7, f"SamplingParams.max_tokens: wanted what is left of 12 after 5, found {found}")
+    require(len(answer.tokens) == 7, f"wanted the 7 tokens that were left, got {len(answer.tokens)}")
+    require(answer.finishes == [Finish.LENGTH], f"wanted LENGTH once, got {answer.finishes}")
+    try:
+        rig.engine.submit(EngineRequest("over", prompt, 5, generated=generated))
+    except RequestInvalid:
+        return
+    require(False, "an answer that has all its tokens: wanted RequestInvalid")
+
+
 def a_prompt_longer_than_a_step_is_served(rig: Rig) -> None:
     length = min(3 * rig.info.max_batch_tokens + 7, rig.info.context_length - 8)
     require(length > rig.info.max_batch_tokens, "the context is too short for this check: give a longer one")
@@ -253,6 +269,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     every_request_has_parameters_of_its_own,
     requests_beside_each_other_each_get_theirs,
     a_stop_token_is_delivered_and_ends_the_answer,
+    an_answer_that_began_elsewhere_goes_on,
     a_prompt_longer_than_a_step_is_served,
     an_abort_frees_the_request_and_nobody_else,
     prefixes_are_reused_within_a_salt_and_not_across,
