@@ -111,3 +111,41 @@ async def test_without_a_peer_that_answers_the_consumer_learns_what_happened(tmp
             assert int(answer.trailers["x-usage-completion-tokens"]) >= len(answer.tokens) > 0
         assert (await served.event("ends"))["cut"] == len(ASKED)
         assert await served.exit_status() == Exit.STREAMS_CUT
+
+
+async def test_a_request_that_engines_die_of_is_tried_on_one_peer_and_no_more(tmp_path: Path) -> None:
+    """Tokens of both replicas were delivered, and then the truth."""
+    dying = {"faults": {"dieAfterTokens": 40}, "speed": 1.0}
+    async with AsyncExitStack() as stack:
+        healthy = await stack.enter_async_context(replica(tmp_path, args={"speed": 1.0}))
+        second = await stack.enter_async_context(replica(tmp_path, args=dying))
+        peers = {"MOEFLEET_PEERS": f"ipv4:{second.grpc_at}"}
+        first = await stack.enter_async_context(replica(tmp_path, args=dying, environment=peers))
+        asked = generate_request(range(300, 330), max_tokens=200)
+        whole = await ask(healthy.inference, asked)
+        answer = await ask(first.inference, asked)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DIED")
+        # What a replica makes in the moment of its death may be lost on the way; what came is right and in order.
+        assert 0 < len(answer.tokens) < len(whole.tokens) == 200
+        assert answer.tokens == whole.tokens[: len(answer.tokens)]
+        assert await first.exit_status() == Exit.ENGINE_DIED
+        assert await second.exit_status() == Exit.ENGINE_DIED
+
+
+async def test_a_simulated_replica_hands_over_too(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(replica(tmp_path, args={"speed": 1.0}))
+        first = await stack.enter_async_context(
+            replica(
+                tmp_path,
+                args={"faults": {"dieAfterTokens": 40}, "speed": 1.0},
+                environment={"MOEFLEET_PEERS": f"ipv4:{second.grpc_at}"},
+            )
+        )
+        asked = generate_request("Once upon a time", max_tokens=200)
+        whole = await ask(second.inference, asked)
+        moved = await ask(first.inference, asked)
+        assert moved.code is grpc.StatusCode.OK, moved.message
+        assert (moved.tokens, moved.text) == (whole.tokens, whole.text)
+        assert moved.trailers["x-moefleet-handover"] == "1"
+        assert moved.trailers["x-usage-completion-tokens"] == "200"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final, assert_never
 
 from moefleet.client.errors import Failure, error_of
-from moefleet.client.resuming import Again, Course, GiveUp, plan
+from moefleet.client.resuming import ENGINE_FAILED, Again, Course, GiveUp, plan
 from moefleet.client.types import (
     Answer,
     Delta,
@@ -124,11 +124,13 @@ class Run:
             if self._fruitful
             else replace(course, fruitless=course.fruitless + 1)
         )
+        if failure.reason in ENGINE_FAILED:
+            self._course = replace(self._course, deaths=course.deaths + 1)
         match plan(self._policy, self._course, failure, left_s=left_s, chance=chance):
             case Again(wait_s):
                 return wait_s
-            case GiveUp(why):
-                raise error_of(failure, why, self.answer)
+            case GiveUp(why, suspect):
+                raise error_of(failure, why, self.answer, suspect=suspect)
             case other:
                 assert_never(other)
 

@@ -35,7 +35,9 @@ class Failure:
 class MoefleetError(Exception):
     """Root of what a call raises. The subclass follows the status."""
 
-    def __init__(self, failure: Failure, why: str = "", partial: Answer | None = None) -> None:
+    def __init__(
+        self, failure: Failure, why: str = "", partial: Answer | None = None, *, suspect: bool = False
+    ) -> None:
         said = f"{failure.code.name} {failure.reason}".rstrip()
         super().__init__(f"{said}: {failure.message}" + (f" ({why})" if why else ""))
         self.code = failure.code
@@ -48,10 +50,12 @@ class MoefleetError(Exception):
         self.why = why
         # Of a stream: everything that was delivered before.
         self.partial = partial
+        # Engines failed with this request in them, one after the other.
+        self.suspect = suspect
 
     @property
     def safe_to_retry(self) -> bool:
-        return self.code in _WORTH_A_RETRY
+        return self.code in _WORTH_A_RETRY and not self.suspect
 
 
 class InvalidRequest(MoefleetError):  # noqa: N818 - what happened, as callers say it
@@ -94,8 +98,10 @@ _WORTH_A_RETRY: Final = frozenset(
 )
 
 
-def error_of(failure: Failure, why: str = "", partial: Answer | None = None) -> MoefleetError:
-    return _CLASSES.get(failure.code, MoefleetError)(failure, why, partial)
+def error_of(
+    failure: Failure, why: str = "", partial: Answer | None = None, *, suspect: bool = False
+) -> MoefleetError:
+    return _CLASSES.get(failure.code, MoefleetError)(failure, why, partial, suspect=suspect)
 
 
 def failure_of(code: grpc.StatusCode, message: str | None, trailers: Iterable[Any] | None) -> Failure:

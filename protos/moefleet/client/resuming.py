@@ -23,6 +23,8 @@ _GONE_IN_THE_MIDDLE: Final = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+# Reasons of a replica whose engine failed with the request in it.
+ENGINE_FAILED: Final = frozenset({"ENGINE_DIED", "STEP_FAILED"})
 # A stream that ends well without its last message broke off too: some proxies end it so.
 INCOMPLETE: Final = Failure(grpc.StatusCode.INTERNAL, "the stream ended without its last message")
 
@@ -37,6 +39,8 @@ class Course:
     breaks: int = 0
     # Calls in a row that brought nothing, the one that just failed included.
     fruitless: int = 0
+    # Calls that an engine's failure ended.
+    deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Again:
 class GiveUp:
     # Empty: the status says it all.
     why: str = ""
+    # The request may be what is wrong: nobody should try it again.
+    suspect: bool = False
 
 
 def plan(
@@ -58,6 +64,9 @@ def plan(
         return GiveUp()
     if failure.code not in _GONE and not (course.begun and failure.code in _GONE_IN_THE_MIDDLE):
         return GiveUp()
+    if course.deaths >= policy.deaths and failure.reason in ENGINE_FAILED:
+        # Or one request would take down a fleet, replica by replica.
+        return GiveUp(f"{course.deaths} calls ended with an engine's failure", suspect=True)
     if course.breaks > policy.most:
         return GiveUp(f"it broke off {course.breaks} times, and may go on {policy.most} times")
     if course.fruitless >= policy.attempts:

@@ -62,6 +62,8 @@ class ResumePolicy:
     most: int = 4
     # Calls in a row that bring nothing new, with growing waits between them.
     attempts: int = 10
+    # Calls that may end with the death of an engine: more, and the request itself is taken for the cause.
+    deaths: int = 2
     first_wait_s: float = 0.05
     longest_wait_s: float = 2.0
 

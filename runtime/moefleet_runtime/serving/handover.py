@@ -38,7 +38,8 @@ LONGEST_WITHOUT_ENGINE_S: Final = 60.0
 # What is not the request's fault.
 MOVABLE: Final = frozenset({"ENGINE_DIED", "STREAM_CUT", "STEP_FAILED"})
 # Peers may be starting or full; whoever waits for an answer that has begun waits some seconds rather than in vain.
-POLICY: Final = ResumePolicy(most=4, attempts=8, first_wait_s=0.05, longest_wait_s=1.0)
+# One engine has failed already where this is why: a second one, and the request is not tried on a third.
+POLICY: Final = ResumePolicy(most=4, attempts=8, deaths=1, first_wait_s=0.05, longest_wait_s=1.0)
 NAMES_TIMEOUT_MS: Final = 2_000
 # One call to each peer in turn: one that has just died, or this replica itself where DNS is old, costs one attempt.
 _ROUND_ROBIN: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})

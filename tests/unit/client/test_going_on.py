@@ -89,7 +89,7 @@ def test_the_plan(course: Course, failure: Failure, left_s: float | None, expect
 
 
 @given(
-    st.builds(Course, st.booleans(), st.integers(0, 5), st.integers(0, 40)),
+    st.builds(Course, st.booleans(), st.integers(0, 5), st.integers(0, 40), st.integers(0, 3)),
     st.sampled_from(list(Code)),
     st.floats(0, 100),
     st.floats(0, 1, exclude_max=True),
@@ -143,6 +143,19 @@ def test_each_call_asks_for_what_has_not_come() -> None:
     assert (answer.finish_reason, answer.stopped_by, answer.request_id) == (FinishReason.STOP, "zz", "mine")
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 9
+
+
+@pytest.mark.parametrize("reason", ["ENGINE_DIED", "STEP_FAILED"])
+def test_a_request_that_engines_die_of_does_not_go_through_the_fleet(reason: str) -> None:
+    died = Failure(Code.UNAVAILABLE, "dead", reason)
+    run = new_run("m", "x", {"resume": ResumePolicy(deaths=2)})
+    run.broke(died, left_s=None, chance=0.0)
+    # Pods that are killed from outside are another matter.
+    run.broke(GONE, left_s=None, chance=0.0)
+    with pytest.raises(Unavailable, match="2 calls ended with an engine's failure") as caught:
+        run.broke(died, left_s=None, chance=0.0)
+    assert caught.value.suspect
+    assert not caught.value.safe_to_retry
 
 
 def test_a_seed_is_drawn_where_chance_decides_and_kept() -> None:
