@@ -89,7 +89,8 @@ class Cache:
     # -- what a source was resolved to
 
     def remember(self, source: str, key: str) -> None:
-        write_durably(self._ref(source), json.dumps({"source": source, "key": key}).encode())
+        # Pods that waited for one download all say what they found.
+        write_durably(self._ref(source), json.dumps({"source": source, "key": key}).encode(), shared=True)
 
     def remembered(self, source: str) -> Snapshot | None:
         """The published snapshot that this source was last resolved to."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".new")
+def write_durably(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """`shared`: several processes may write this path at once (pods have process ids of their own, so chance tells them apart);
+    otherwise a writer that was cut off leaves nothing that the next one does not write over."""
+    mark = f".{secrets.token_hex(4)}" if shared else ""
+    beside = path.with_name(f"{path.name}{mark}.new")
     with beside.open("wb") as file:
         file.write(content)
         file.flush()

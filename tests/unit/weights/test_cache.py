@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def test_a_snapshot_without_its_manifest_is_none_and_is_replaced(tmp_path: Path)
     assert cache.published(key) is None
     assert publish(cache, "a", 10) == key
     assert cache.published(key) is not None
+
+
+def test_pods_remember_one_source_at_the_same_moment(tmp_path: Path) -> None:
+    # Found by a component test: two writers took each other's new file away.
+    cache = cache_of(tmp_path)
+    with ThreadPoolExecutor(8) as pods:
+        list(pods.map(lambda _: cache.remember("hf://a/b@main", "abc"), range(400)))
+    assert [p.suffix for p in (tmp_path / "refs").iterdir()] == [".json"]
 
 
 def test_what_a_source_was_is_remembered_while_it_is_there(tmp_path: Path) -> None:
