@@ -102,13 +102,18 @@ def capacity(
     *,
     usable_slots: float = USABLE_SLOTS,
     usable_kv: float = USABLE_KV,
+    kv_reserved: bool = False,
 ) -> Capacity:
-    """The derivation is above. An objective below the empty step time gives capacity 0, bound TPOT: no count of replicas meets it."""
+    """The derivation is above. An objective below the empty step time gives capacity 0, bound TPOT: no count of replicas meets it.
+
+    `kv_reserved`: an engine that never evicts keeps room for the whole answer from the start, so a sequence takes K + O/2 of the
+    cache and not K. With few tokens of cache that is the difference between a fleet that holds and one that queues for ever."""
     a_s = calibration.step.a_s
     limits = calibration.limits
     w = work_s(calibration, mix)
     slots = limits.max_sequences * usable_slots
-    kv_slots = limits.kv_max_tokens * usable_kv / max(mix.decode_context_tokens, 1.0)
+    held_tokens = mix.decode_context_tokens + (mix.decode_tokens / 2 if kv_reserved else 0.0)
+    kv_slots = limits.kv_max_tokens * usable_kv / max(held_tokens, 1.0)
     chunk = float(limits.max_batch_tokens)
     by_bound: dict[Bound, float] = {
         "TPOT": max(0.0, 1.0 - a_s / tpot_s) / w,

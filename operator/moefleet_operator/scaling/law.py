@@ -79,7 +79,8 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     if mix is None:
         # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
         return Need(Terms(lead_s=lead_s), None, None)
-    cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE)
+    # TensorRT-LLM's guaranteed no eviction, which is what our engines do.
+    cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE, kv_reserved=True)
     if cap.requests_per_s <= 0:
         return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
     prefill_s, decode_s = prefill_work_s(fitted, mix), decode_work_s(fitted, mix)

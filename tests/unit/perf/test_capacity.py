@@ -96,3 +96,18 @@ def test_a_replica_simulated_request_by_request_takes_the_step_time_that_the_clo
     settled = [o for o in simulate(AIC, arrivals) if end_s * 0.3 < o.arrival.at_s < end_s * 0.9]
     mean_tpot_s = sum(o.tpot_s for o in settled) / len(settled)
     assert mean_tpot_s == pytest.approx(expected_s, rel=0.03)
+
+
+def test_what_a_replica_without_eviction_carries_is_counted_with_the_room_that_it_reserves():
+    """Found by the story F5: with little cache and long answers the plain form promised more than a replica ever did."""
+    small, mix = with_limits(AIC, kv_max_tokens=200_000), Mix(500, 2000)
+    plain, reserved = capacity(small, mix, 0.085), capacity(small, mix, 0.085, kv_reserved=True)
+    assert plain.bound == reserved.bound == "KVCache"
+
+    def waits_s(rate_rps):
+        arrivals = [Arrival(str(i), i / rate_rps, 500, 2000) for i in range(1200)]
+        outcomes = sorted(simulate(small, arrivals), key=lambda o: o.arrival.at_s)
+        return outcomes[-1].ttft_s
+
+    assert waits_s(reserved.requests_per_s) < 2.0
+    assert waits_s(plain.requests_per_s) > 20.0
