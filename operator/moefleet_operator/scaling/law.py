@@ -29,6 +29,8 @@ FORECAST_WINDOW_S = 240.0
 # Demand is believed to fall by half an hour, not faster. What vanishes within minutes (a client's outage, a deployment) comes back
 # within minutes, and a cold start is too late then; this floor has no headroom, so that it does not bind otherwise.
 LEVEL_HALF_LIFE_S = 3600.0
+# A fleet that starts quickly has little to lose when callers come back: the level halves in so many leads, an hour at 425 s.
+LEVEL_LEADS = 8.5
 # Of the level, so much is kept: the highest forecast of an hour is partly noise.
 LEVEL_SHARE = 0.75
 # What came in a minute is needed now, without any headroom: the noise of a minute stays below the headroom of the forecast.
@@ -115,7 +117,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     factor = math.exp(headroom(state.surprises, share))
     # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
     surge = rate(SURGE_WINDOW_S) / x
-    level = max(forecast, level_now(state, now))
+    level = max(forecast, level_now(state, lead_s, now))
     work = max(forecast * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
     total = max(work, kv) + backlog
     return Need(
@@ -148,10 +150,10 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     )
 
 
-def level_now(state: State, now: float) -> float:
+def level_now(state: State, lead_s: float, now: float) -> float:
     """Replicas that the highest forecast of late still stands for."""
     level, at_s = state.level
-    return level * math.exp2(-max(now - at_s, 0.0) / LEVEL_HALF_LIFE_S)
+    return level * math.exp2(-max(now - at_s, 0.0) / min(LEVEL_HALF_LIFE_S, LEVEL_LEADS * lead_s))
 
 
 def bypassed(state: State, sample: Sample, now: float) -> bool:

@@ -114,7 +114,8 @@ class Fleet:
         (
             "up, and after the hold down again, one step a hold",
             [(300, 26), (600, 3.6)],
-            [(4, "DemandSteady"), (3, None)],
+            # Ten minutes: this fleet starts in seconds, so its level is soon forgotten.
+            [(4, "DemandSteady"), (1, None)],
         ),
         (
             "what falls to a seventh at once is kept for hours: a half an hour is believed",
