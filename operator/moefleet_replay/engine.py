@@ -31,7 +31,7 @@ class Load(NamedTuple):
 
 
 class Engine(Protocol):
-    # By the columns of layout: X_*; the 14 fields of StepSumsView; per minute of arrival, requests and those inside both limits.
+    # By the columns of layout: X_*; the 14 fields of StepTotals; per minute of arrival, requests and those inside both limits.
     totals: Floats
     sums: Floats
     minutes: Counts

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from moefleet_perf import Calibration
+from moefleet_perf import Calibration, StepTotals
 
 
 class Signal(IntEnum):
@@ -93,26 +93,6 @@ class ReplicaView:
     step_time_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class StepSumsView:
-    """Sums over all steps of all replicas since the run began: what LoadSample carries for the online fit."""
-
-    count: float
-    time_s: float
-    prefill_tokens: float
-    sequences: float
-    kv_tokens: float
-    time_s_prefill: float
-    time_s_sequences: float
-    time_s_kv: float
-    prefill_prefill: float
-    prefill_sequences: float
-    prefill_kv: float
-    sequences_sequences: float
-    sequences_kv: float
-    kv_kv: float
-
-
 class Foresight(Protocol):
     """Only for the oracle and for fleets of a fixed size."""
 
@@ -147,7 +127,8 @@ class Observation:
     cold_starts_s: tuple[float, ...]
     series: Series
     replicas: tuple[ReplicaView, ...]
-    steps: StepSumsView
+    # Sums over all steps of all replicas since the run began: what LoadSample carries for the online fit.
+    steps: StepTotals
     # Seconds that the oldest request in the gateway has waited; 0.0 when none waits.
     oldest_wait_s: float = 0.0
     foresight: Foresight | None = None

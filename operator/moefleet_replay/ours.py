@@ -132,7 +132,7 @@ class Ours:
         )
 
     def _recent_steps(self, o: Observation) -> StepTotals | None:
-        total = StepTotals(*(getattr(o.steps, f.name) for f in fields(o.steps)))
+        total = o.steps
         before, self._steps_seen = self._steps_seen, total
         if before is not None:
             kept = 0.5 ** ((o.now_s - self._steps_at_s) / STEP_HALF_LIFE_S)

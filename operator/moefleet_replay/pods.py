@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from moefleet_perf import StepTotals
+
 from moefleet_replay.arrivals import Arrivals, ArrivalSource
 from moefleet_replay.engine import Engine
 from moefleet_replay.fleet_setup import FleetSetup
 from moefleet_replay.need import NeedBlocks
-from moefleet_replay.observation import Foresight, Observation, ReplicaView, Signal, StepSumsView
+from moefleet_replay.observation import Foresight, Observation, ReplicaView, Signal
 from moefleet_replay.planned import Moves, PodSeen, plain, planned
 from moefleet_replay.policy import ScalingPolicy
 from moefleet_replay.result import DecisionLine
@@ -208,7 +210,7 @@ class Fleet:
             cold_starts_s=tuple(self.cold_starts),
             series=self.series,
             replicas=self._views(now) if stale is None else stale.replicas,
-            steps=StepSumsView(*self.engine.sums.tolist()) if stale is None else stale.steps,
+            steps=StepTotals(*self.engine.sums.tolist()) if stale is None else stale.steps,
             oldest_wait_s=(0.0 if oldest_s is None else now - oldest_s)
             if stale is None
             else stale.oldest_wait_s,

@@ -26,11 +26,12 @@ MAX_DECODE_WINDOW_S = 180.0
 # Window of the forecast. What comes and goes within a cold start (tens of seconds to two minutes on production curves) cannot be
 # followed, only be covered; a window of about one cold start sees the level behind it.
 FORECAST_WINDOW_S = 240.0
-# Demand is believed to fall by half an hour, not faster. What vanishes within minutes (a client's outage, a deployment) comes back
-# within minutes, and a cold start is too late then; this floor has no headroom, so that it does not bind otherwise.
-LEVEL_HALF_LIFE_S = 3600.0
-# A fleet that starts quickly has little to lose when callers come back: the level halves in so many leads, an hour at 425 s.
+# Demand is believed to fall by half in so many leads (an hour at 425 s), not faster. What vanishes within minutes (a client's
+# outage, a deployment) comes back within minutes, and a cold start is too late then; a fleet that starts in seconds has little to
+# fear. This floor has no headroom, so that it does not bind otherwise.
 LEVEL_LEADS = 8.5
+# ... and in an hour at most, however slow the start.
+LEVEL_HALF_LIFE_S = 3600.0
 # Of the level, so much is kept: the highest forecast of an hour is partly noise.
 LEVEL_SHARE = 0.75
 # What came in a minute is needed now, without any headroom: the noise of a minute stays below the headroom of the forecast.

@@ -5,17 +5,15 @@ TensorRT-LLM reads the same file and believes it; what it would run wrong or not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from moefleet_runtime.engine.base import StartFailed
+from moefleet_runtime.engine.checkpoint_config import read_json, unsupported
 from moefleet_runtime.engine.tensorrt_llm.api import VERSION, architectures
 
-# A config.json is a few kilobytes; more is not a config.
-MAX_CONFIG_BYTES: Final = 1 << 20
 # Served by a model class of ours, registered before the engine is made: see `deepseek_v2`.
 PLUGINS: Final[Mapping[str, str]] = {
     "DeepseekV2ForCausalLM": "moefleet_runtime.engine.tensorrt_llm.deepseek_v2_model",
@@ -99,13 +97,13 @@ class Checkpoint:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Raises StartFailed: ModelSourceMissing, CheckpointUnreadable or CheckpointUnsupported."""
-    data = _json(folder / "config.json")
+    data = read_json(folder / "config.json")
     eos = data.get("eos_token_id")
     generation = folder / "generation_config.json"
     if generation.is_file():
-        eos = _json(generation).get("eos_token_id", eos)
+        eos = read_json(generation).get("eos_token_id", eos)
     if (folder / "hf_quant_config.json").is_file():
-        raise _unsupported(
+        raise unsupported(
             f"{folder / 'hf_quant_config.json'}",
             "quantisation told by config.json (quant_method fp8)",
             "this file",
@@ -119,7 +117,7 @@ def parse_checkpoint(data: Mapping[str, Any], *, where: str, eos: object = None)
     def count(name: str, *, least: int = 1, default: int | None = None) -> int:
         value = data.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise _unsupported(f"{where}: {name}", f"a whole number of at least {least}", value)
+            raise unsupported(f"{where}: {name}", f"a whole number of at least {least}", value)
         return value
 
     layers, every = count("num_hidden_layers"), count("moe_layer_freq", default=1)
@@ -171,7 +169,7 @@ def _check_v2_gate(data: Mapping[str, Any], where: str) -> None:
     }
     for name, accepted in only.items():
         if data.get(name) not in accepted:
-            raise _unsupported(
+            raise unsupported(
                 f"{where}: {name}", " or ".join(repr(a) for a in accepted if a is not None), data[name]
             )
 
@@ -181,12 +179,12 @@ def _precision(data: Mapping[str, Any], where: str) -> Precision:
     if not quantisation:
         return "BF16"
     if not isinstance(quantisation, Mapping) or quantisation.get("quant_method") != "fp8":
-        raise _unsupported(
+        raise unsupported(
             f"{where}: quantization_config", "none, or quant_method fp8 in blocks", quantisation
         )
     block = quantisation.get("weight_block_size", [FP8_BLOCK, FP8_BLOCK])
     if block != [FP8_BLOCK, FP8_BLOCK]:
-        raise _unsupported(f"{where}: weight_block_size", f"[{FP8_BLOCK}, {FP8_BLOCK}]", block)
+        raise unsupported(f"{where}: weight_block_size", f"[{FP8_BLOCK}, {FP8_BLOCK}]", block)
     return "FP8"
 
 
@@ -196,23 +194,5 @@ def _eos(value: object, vocabulary_size: int, where: str) -> tuple[int, ...]:
         isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < vocabulary_size for t in ids
     ):
         # Without a tokenizer the LLM API wants an end_id of every request.
-        raise _unsupported(f"{where}: eos_token_id", f"token ids below {vocabulary_size}", value)
+        raise unsupported(f"{where}: eos_token_id", f"token ids below {vocabulary_size}", value)
     return tuple(ids)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise StartFailed("CheckpointUnreadable", f"{path}: wanted at most {MAX_CONFIG_BYTES} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StartFailed("ModelSourceMissing", f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StartFailed("CheckpointUnreadable", f"{path}: {error}") from error
-    if not isinstance(data, dict):
-        raise StartFailed("CheckpointUnreadable", f"{path}: wanted an object, found {type(data).__name__}")
-    return data
-
-
-def _unsupported(where: str, wanted: str, found: object) -> StartFailed:
-    return StartFailed("CheckpointUnsupported", f"{where}: wanted {wanted}, found {found!r:.200}")

@@ -6,16 +6,13 @@ The published spellings of DeepSeek-V2 (`rope_theta`, `rope_scaling.type`) and t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moefleet_runtime.engine.base import StartFailed
-
-# A config.json is a few kilobytes; more is not a config.
-MAX_CONFIG_BYTES = 1 << 20
+from moefleet_runtime.engine.checkpoint_config import read_json, unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +71,6 @@ class ModelConfig:
     def latent_width(self) -> int:
         """Numbers that the cache keeps per token and layer."""
         return self.kv_lora_rank + self.rope_dim
-
-
-def unsupported(where: str, wanted: str, found: object) -> StartFailed:
-    return StartFailed("CheckpointUnsupported", f"{where}: wanted {wanted}, found {found!r}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise StartFailed("CheckpointUnreadable", f"{path}: wanted at most {MAX_CONFIG_BYTES} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StartFailed("ModelSourceMissing", f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StartFailed("CheckpointUnreadable", f"{path}: {error}") from error
-    if not isinstance(data, dict):
-        raise StartFailed("CheckpointUnreadable", f"{path}: wanted an object, found {type(data).__name__}")
-    return data
 
 
 def read_model_config(folder: Path) -> ModelConfig:

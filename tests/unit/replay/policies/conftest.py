@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
-from moefleet_perf import Calibration, load_calibration
-from moefleet_replay.observation import Foresight, Objective, Observation, ReplicaView, Signal, StepSumsView
+from moefleet_perf import Calibration, StepTotals, load_calibration
+from moefleet_replay.observation import Foresight, Objective, Observation, ReplicaView, Signal
 
 
 @dataclass
@@ -69,7 +69,7 @@ def observe() -> Observe:
             cold_starts_s=cold_starts_s,
             series=PaperSeries(signals or {}, length_s),
             replicas=replicas,
-            steps=StepSumsView(*([0.0] * 14)),
+            steps=StepTotals(),
             oldest_wait_s=oldest_wait_s,
             foresight=foresight,
             metrics_lost=metrics_lost,
