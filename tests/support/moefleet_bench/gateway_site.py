@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moefleet.inference.v1 import inference_pb2 as inf
+from moefleet_cluster.ports import free_port
 from moefleet_gateway_rig import MODEL, Rig, envoy_binary
 from rich.console import Console
 
@@ -109,9 +109,7 @@ def way_of(rig: Rig) -> Way:
 
 @contextlib.asynccontextmanager
 async def _alone(rig: Rig, folder: Path, addresses: Sequence[str]) -> AsyncIterator[Way]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port("127.0.0.1")
     ours = json.loads((rig.dir / "envoy.json").read_text())
     config = folder / "envoy.json"
     config.write_text(json.dumps(envoy_alone(ours, port, str(folder / "admin.sock"), tuple(addresses))))

@@ -18,7 +18,8 @@ from typing import Any, Self
 from . import flags
 from .kubectl import Kubectl
 from .pki import make as make_pki
-from .processes import Processes, free_port
+from .ports import free_port
+from .processes import Processes
 from .programs import CONTROL_PLANE, missing, programs_folder
 
 READY_LIMIT_S = 90.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -104,11 +103,3 @@ class Processes:
         for process in self.running.values():
             process.wait()
         self.running.clear()
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago. The kernel hands out ephemeral ports in turn, so a collision is rare, not impossible."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.gateway.v1 import gateway_pb2_grpc as gw_rpc
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.inference.v1 import inference_pb2_grpc as inf_rpc
+from moefleet_cluster.ports import free_port
 
 from moefleet_gateway_rig.replica import FakeReplica
 
@@ -90,7 +90,7 @@ class Rig:
         self.world = FleetFile(self.dir / "world.json")
         self.world.write()
         self.env = env
-        self.ports = {name: _free_port() for name in ("grpc", "control", "health", "metrics")}
+        self.ports = {name: free_port("127.0.0.1") for name in ("grpc", "control", "health", "metrics")}
         self.picker: asyncio.subprocess.Process | None = None
         self.envoy: asyncio.subprocess.Process | None = None
         self._channels: list[grpc.aio.Channel] = []
@@ -279,9 +279,3 @@ class Rig:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

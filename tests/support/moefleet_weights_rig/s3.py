@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moefleet_cluster.ports import free_port
+
 SERVER = Path(__file__).parents[3] / ".venv-s3/bin/moto_server"
 START_S = 60.0
 CREDENTIALS = {
@@ -22,9 +24,7 @@ CREDENTIALS = {
 @contextmanager
 def s3_server() -> Iterator[int]:
     """Its port on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port("127.0.0.1")
     process = subprocess.Popen(
         [str(SERVER), "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
