@@ -36,6 +36,9 @@ def compare_command(
         str | None, typer.Option(help="A quick look: 'segments=A|B;policies=X|Y;seeds=0;calibrations=aic;defaults', any part.")
     ] = None,
     prune: Annotated[bool, typer.Option(help="Leave out what cannot change the verdict (rules are in the study).")] = True,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Run nothing: report and judge what the cache has of the study.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write all numbers here.")] = None,
     output: OutputOption = Output.TEXT,
@@ -43,15 +46,20 @@ def compare_command(
     """Compare policies as a study file says: frontiers, ratios and the verdict on its criterion. Resumable."""
     command = ["moefleet", "replay", "compare", *sys.argv[3:]] if sys.argv[1:3] == ["replay", "compare"] else ["moefleet", "replay", "compare", str(study_file)]  # fmt: skip
     with replay_input("moefleet replay compare"):
-        from moefleet_replay.compare import load_study
+        from moefleet_replay.compare import StudyError, load_study
         from moefleet_replay.compare_cache import Cache
-        from moefleet_replay.compare_jobs import run_study
+        from moefleet_replay.compare_jobs import cached_runs, run_study
         from moefleet_replay.compare_verdict import judged
         from moefleet_replay.report import comparison_html, comparison_json
 
         study = load_study(study_file, traces, subset)
-        with runs_bar() as told:
-            results = run_study(study, Cache(cache), jobs=jobs, prune=prune, told=told)
+        if cached:
+            study, results = cached_runs(study, Cache(cache))
+            if not results.runs:
+                raise StudyError(f"cache {cache}: has no run of {study_file} by this code")
+        else:
+            with runs_bar() as told:
+                results = run_study(study, Cache(cache), jobs=jobs, prune=prune, told=told)
         document = comparison_json(study, results, command)
         if json_out is not None:
             written(json_out, json.dumps(document, indent=1) + "\n")

@@ -23,9 +23,11 @@ from moefleet_replay.compare_run import RunArguments, checked, trace_files
 from moefleet_replay.policies import REGISTRY
 
 # Of this package, what no run goes through: studies, reports, plans; and what only ours goes through.
-_SHOWING: Final = ("compare", "report", "plan")
+_SHOWING: Final = ("compare", "report", "plan", "fidelity")
 _RUN: Final = "compare_run.py"
 _OURS: Final = ("ours.py", "planned.py")
+# Of moefleet_perf, what everybody's run goes through; ours goes through all of it.
+_PERF: Final = ("calibration.py", "capacity.py", "replica.py")
 # Of the operator, what decides and what moves our pods.
 _OPERATOR: Final = ("scaling", "planning", "rendering", "api", "names.py")
 
@@ -91,7 +93,7 @@ def code_digest(policy: str) -> str:
     if ours:
         operator = _folder("moefleet_operator")
         sources += sorted(p for p in operator.rglob("*.py") if p.relative_to(operator).parts[0] in _OPERATOR)
-    sources += [p for p in sorted(_folder("moefleet_perf").glob("*.py")) if ours or p.name != "fit.py"]
+    sources += [p for p in sorted(_folder("moefleet_perf").glob("*.py")) if ours or p.name in _PERF]
     digest = hashlib.sha256(metadata.version("numpy").encode())
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

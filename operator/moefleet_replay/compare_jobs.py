@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -118,6 +118,23 @@ def run_study(
             # What runs is ended with its process: its result would come after nobody waits for it.
             pool.shutdown(wait=True, cancel_futures=True)
     return results
+
+
+def cached_runs(study: Study, cache: Cache) -> tuple[Study, Results]:
+    """What the cache has of a study, and the study cut to the settings of which it has something: the verdict of what ran."""
+    results = Results()
+    for setting in study.settings:
+        for segment in study.segments:
+            for calibration in study.calibrations:
+                for seed in study.seeds:
+                    known = cache.load(run_key(study.arguments(setting, segment, calibration, seed)))
+                    if known is not None:
+                        results.runs[Key(setting.text, segment.name, calibration, seed)] = known
+    there = {key.setting for key in results.runs}
+    left = [s.text for s in study.settings if s.text not in there]
+    kept = tuple(s for s in study.settings if s.text in there)
+    name = f"{study.name} (not run: {', '.join(left)})" if left else study.name
+    return replace(study, name=name, settings=kept), results
 
 
 def _same_code(key: Key, made: dict[str, Any]) -> None:

@@ -11,15 +11,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from moefleet_replay.compare import StudyError, load_study, settings_of, spread
+from moefleet_replay.compare import StudyError, load_study, narrowed, settings_of, spread
 from moefleet_replay.compare_cache import Cache, code_digest, run_key
-from moefleet_replay.compare_jobs import run_study
+from moefleet_replay.compare_jobs import cached_runs, run_study
 from moefleet_replay.compare_run import RunArguments, TraceArguments
 from moefleet_replay.compare_verdict import Key
 from moefleet_replay.policies import REGISTRY
 from moefleet_replay.policy import PolicyError
 
-PRODUCTION = Path(__file__).parents[4] / "operator/studies/production.toml"
+STUDIES = Path(__file__).parents[4] / "operator/studies"
+PRODUCTION = STUDIES / "production.toml"
 
 SMALL = """
 [criterion]
@@ -77,6 +78,14 @@ def test_the_criterion_of_production_is_the_one_that_was_fixed_before_the_first_
     assert {(s["name"], s["scale"]) for s in data["segments"] if not s.get("headline")} == {("azure conv x45", 45.0), ("mooncake conv x12", 12.0)}  # fmt: skip
     assert data["setup"]["seeds"] == [0, 1, 2]
     assert data["setup"]["calibrations"] == ["announcement", "aic"]
+
+
+def test_the_short_study_is_production_with_fewer_seeds_and_settings() -> None:
+    short, whole = (tomllib.loads((STUDIES / f"{name}.toml").read_text()) for name in ("short", "production"))
+    assert short["criterion"] == whole["criterion"]
+    assert {**short["setup"], "arrivals": "linear"} == {**whole["setup"], "seeds": [0]}
+    assert sorted(map(str, short["segments"])) == sorted(map(str, whole["segments"]))
+    assert short["policies"]["grid"]["moefleet"] == []
 
 
 def test_everybody_has_the_same_number_of_settings() -> None:
@@ -171,6 +180,19 @@ def test_a_study_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> None:
     assert run_study(study, cache, jobs=1, prune=False, execute=again).runs == results.runs
     assert again.made == []
     assert results.runs[Key("oracle", "jump", "announcement", 1)]["summary"]["gpu_hours"] == 11.0
+
+
+def test_what_the_cache_has_is_judged_alone_and_the_rest_is_named(tmp_path: Path) -> None:
+    study = load_study(small(tmp_path), tmp_path)
+    cache = Cache(tmp_path / "cache")
+    assert cached_runs(study, cache)[1].runs == {}
+    done = run_study(narrowed(study, "policies=oracle"), cache, jobs=1, prune=False, execute=Counted())
+    cut, found = cached_runs(study, cache)
+    assert found.runs == done.runs
+    assert cut.policies == ("oracle",)
+    assert cut.criterion == study.criterion
+    left = [s.text for s in study.settings if s.policy != "oracle"]
+    assert cut.name == f"study (not run: {', '.join(left)})"
 
 
 def test_a_run_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path: Path) -> None:
