@@ -86,6 +86,9 @@ e2e: programs setup ## On real nodes (root): one request end to end, scaling, dr
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 64 -- $(BIN)/pytest tests/e2e
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 2 --gpus 8 -- $(BIN)/pytest tests/e2e_nodes
 
+faults: programs setup ## Break real clusters on purpose, under load (root): ONLY=name MINUTES=30 README=1
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_faults $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(README),--readme)
+
 wheel: $(VENV)/.done ## Build the wheel, install it with one extra at a time, import what each image ships
 	$(BIN)/python tests/wheel.py
 
@@ -105,4 +108,4 @@ lock: ## Lock every image's dependencies with hashes (needs `uv` in PATH or UV=.
 clean: cluster-down ## Remove environments and build output (not the user's cache)
 	rm -rf .venv .venv-envoy .venv-generate .venv-s3 build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help programs setup demo cluster cluster-down test check unit component simulate cluster-tests e2e wheel bench generate golden lock clean
+.PHONY: help programs setup demo cluster cluster-down test check unit component simulate cluster-tests e2e faults wheel bench generate golden lock clean

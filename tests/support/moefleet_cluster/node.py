@@ -1,7 +1,8 @@
 """One real node, in a mount namespace of its own: containerd, kubelet and the GPU device plugin.
 
 `python -m moefleet_cluster.node SPEC.json INDEX` is started by `inside`, prepares images while the control plane still starts,
-writes `<node>/ready.json` and then watches over its processes; it ends when one of them does.
+writes `<node>/ready.json` and then watches over its processes: it starts kubelet and containerd again when they die, as
+systemd does on a real node, and ends when another one does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from .spec import ClusterSpec
 START_LIMIT_S = 120.0
 WATCH_S = 1.0
 GPU_RESOURCE = "nvidia.com/gpu"
+# RestartSec of the units that containerd and kubeadm bring.
+RESTART_AFTER_S = {"containerd": 5.0, "kubelet": 10.0}
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Node:
     index: int
     processes: Processes = field(init=False)
     times: dict[str, float] = field(default_factory=dict)
+    _commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.spec.node_names[self.index]
@@ -67,6 +71,18 @@ class Node:
                 START_LIMIT_S,
             )
             self._note("gpus")
+
+    def revive(self) -> None:
+        """
+        Raises:
+            ProcessEndedError: when one has ended that systemd would not start again.
+        """
+        for name, pause_s in RESTART_AFTER_S.items():
+            process = self.processes.running[name]
+            if process.poll() is not None:
+                time.sleep(pause_s)
+                self._start(*self._commands[name])
+        self.processes.check()
 
     def _note(self, what: str) -> None:
         self.times[what] = round(time.monotonic() - self._begin, 2)
@@ -154,6 +170,7 @@ class Node:
         return self._get("{.status.allocatable.nvidia\\.com/gpu}")
 
     def _start(self, program: str, *arguments: str) -> None:
+        self._commands[program] = (program, *arguments)
         # containerd finds its shim by PATH.
         path = f"{self.paths.programs}:{os.environ['PATH']}"
         self.processes.start(
@@ -181,7 +198,7 @@ def main() -> None:
         partial.rename(ready)
         while True:
             time.sleep(WATCH_S)
-            node.processes.check()
+            node.revive()
 
 
 if __name__ == "__main__":
