@@ -55,6 +55,9 @@ class Wanted(Strict):
     )
     off_node: int | None = None
     release_back: bool = Field(False, description="operator and gateway pods are all ready")
+    restarted: bool = Field(
+        False, description="a container of fleet or release has begun again, or a pod is another one"
+    )
     gone: bool = Field(False, description="nothing of fleet or release is left in their namespaces")
     limit_s: Seconds = 240
 
