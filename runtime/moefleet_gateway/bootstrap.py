@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moefleet_gateway import headers, methods
+from moefleet_gateway.lost import lost_replies
 from moefleet_gateway.overload import overload_manager, too_large_reply
 from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, HostPort, Settings
 
@@ -143,7 +144,7 @@ def _connection_manager(hold_max_s: float) -> dict[str, Any]:
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes()}]},
             "http_filters": [_ext_proc(hold_max_s), _router()],
             "access_log": [_access_log()],
-            "local_reply_config": {"mappers": [too_large_reply()]},
+            "local_reply_config": {"mappers": [too_large_reply(), *lost_replies()]},
         },
     }
 

@@ -1,6 +1,7 @@
 """Parts that die, come back, drain or change their identity, while streams run."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from moefleet.client.errors import failure_of
 from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.replica.v1 import replica_pb2 as rep
@@ -291,3 +293,60 @@ async def test_control_port_wants_the_credential_and_replicas_get_theirs(tmp_pat
         assert [e.pod_uid for e in first.endpoints] == ["a"]
     finally:
         await rig.close()
+
+
+class Door:
+    """Stands before a replica; slammed, its connections end as those of a process that was killed."""
+
+    def __init__(self, replica: FakeReplica) -> None:
+        self._replica = replica
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def open(self) -> str:
+        self._server = await asyncio.start_server(self._enter, self._replica.ip, 0)
+        host, port = self._server.sockets[0].getsockname()
+        return f"{host}:{port}"
+
+    async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._replica.ip, self._replica.grpc_port)
+        self._open += [writer, far_writer]
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+
+    def slam(self) -> None:
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("when", "reason"),
+    [("before its first token", "REPLICA_LOST"), ("before the request", "REPLICA_UNREACHABLE")],
+)
+async def test_who_had_nothing_yet_from_a_replica_that_is_gone_learns_that_a_retry_is_safe(
+    rig: Rig, when: str, reason: str
+) -> None:
+    rig.world.fleet()
+    await rig.start()
+    replica = await rig.replica("a", listed=False, first_s=30.0)
+    door = Door(replica)
+    rig.world.replicas = [replica.entry(address=await door.open(), ready=True)]
+    rig.world.write()
+    await rig.registered("a")
+    if when == "before the request":
+        door.slam()
+    call = rig.stub().Generate(inf.GenerateRequest(model="tiny", prompt="x"))
+    if when == "before its first token":
+        await until(lambda: replica.active == 1)
+        door.slam()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rest(call)
+    failure = failure_of(caught.value.code(), caught.value.details(), caught.value.trailing_metadata())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, reason), failure
+    assert "asking again is safe" in failure.message
+    assert (failure.metadata["safeToRetry"], failure.metadata["generatedTokens"]) == ("true", "0")
+    assert failure.retry_after_s
