@@ -20,6 +20,10 @@ LABEL_SLOT: Final = "moefleet.io/slot"
 LABEL_ACTIVE: Final = "moefleet.io/active"
 # On the PodDisruptionBudget: which replicas its selector leaves out, as a hash (rendering/pdb.py says why).
 LABEL_LEFT_OUT: Final = "moefleet.io/left-out"
+# On ControllerRevisions: good or refused, and a reason of api/conditions.py; the words are for people.
+LABEL_VERDICT: Final = "moefleet.io/verdict"
+LABEL_VERDICT_REASON: Final = "moefleet.io/verdict-reason"
+ANNOTATION_VERDICT_MESSAGE: Final = "moefleet.io/verdict-message"
 REPLICA_APP: Final = "moefleet-replica"
 MANAGER: Final = "moefleet-operator"
 GATEWAY_APP: Final = "moefleet"
@@ -29,6 +33,8 @@ OPERATOR_COMPONENT: Final = "operator"
 # --- pod conditions and gates ----------------------------------------------------------------------------------
 CONDITION_DRAINING: Final = "moefleet.io/Draining"
 GATE_REGISTERED: Final = "moefleet.io/gateway-registered"
+# Kubernetes' own: why somebody ends this pod.
+CONDITION_DISRUPTION: Final = "DisruptionTarget"
 
 # --- replica pod ---------------------------------------------------------------------------------------------------
 RUNTIME_CONTAINER: Final = "runtime"
@@ -111,6 +117,11 @@ def service_name(fleet: str) -> str:
 
 def pdb_name(fleet: str) -> str:
     return fleet
+
+
+def revision_name(fleet: str, revision: str) -> str:
+    """The ControllerRevision of one revision."""
+    return f"{fleet}-{revision}"
 
 
 def scaling_memory(fleet: str) -> str:

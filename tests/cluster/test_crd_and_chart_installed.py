@@ -141,6 +141,8 @@ GRANTED: dict[str, dict[str, tuple[str, ...]]] = {
         "events.k8s.io/events": ("create",),
         "/secrets": (),
         "/configmaps": ("get", "create", "patch"),
+        "apps/controllerrevisions": (*READ, "get", "create", "patch", "delete"),
+        "/resourcequotas": READ,
         "coordination.k8s.io/leases": (),
         "apps/deployments": (),
     },

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from moefleet_operator.core.effects import Effect, Exit, ReadLease, WakeAt
-from moefleet_operator.core.events import Event, Json, Key, ObjectChanged, Relisted, Stop, Synced
+from moefleet_operator.core.events import KINDS, Event, Json, Key, ObjectChanged, Relisted, Stop, Synced
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.handlers import process, resync, startup, watching
 from moefleet_operator.handlers.process import Operator
@@ -145,9 +145,7 @@ async def test_it_waits_for_the_crd_and_is_ready_after_the_first_lists(
             await running.until(lambda: running.cores and len(running.cores[0].heard) > 10)
             core = running.cores[0]
             kinds = [event.kind for event in core.heard if isinstance(event, Synced)]
-            assert sorted(kinds) == sorted(
-                ["MoEFleet", "Pod", "Node", "GatewayPod", "Service", "PodDisruptionBudget"]
-            )
+            assert sorted(kinds) == sorted(KINDS)
             listed = next(e for e in core.heard if isinstance(e, Relisted) and e.kind == "MoEFleet")
             assert [raw["metadata"]["name"] for raw in listed.objects] == ["chat"]
             await running.until(lambda: any(isinstance(event, ObjectChanged) for event in core.heard))

@@ -15,6 +15,7 @@ MODEL_READY: Final = "ModelReady"
 CAPACITY_LIMITED: Final = "CapacityLimited"
 SCALING_LIMITED: Final = "ScalingLimited"
 ROLLOUT_HELD: Final = "RolloutHeld"
+DISRUPTED: Final = "Disrupted"
 
 CONDITION_TYPES: Final[dict[str, str]] = {
     READY: "As many replicas of the wanted revision serve as are wanted, and the gateways know them.",
@@ -26,6 +27,7 @@ CONDITION_TYPES: Final[dict[str, str]] = {
     CAPACITY_LIMITED: "Fewer replicas run than are wanted, because the cluster has no room for them.",
     SCALING_LIMITED: "The number of replicas is not what is asked for or needed, because a bound or the size of a step holds it.",
     ROLLOUT_HELD: "A rollout waits, because going on would take capacity that is needed.",
+    DISRUPTED: "Somebody or something outside takes replicas away: a node is emptied, removed or lost, a GPU failed, a pod was evicted.",
 }
 
 # --- reasons -----------------------------------------------------------------------------------------------------
@@ -113,6 +115,8 @@ OBJECTIVE_UNREACHABLE: Final = "ObjectiveUnreachable"
 LOAD_UNKNOWN: Final = "LoadUnknown"
 RESTARTED: Final = "Restarted"
 NO_CALIBRATION: Final = "NoCalibration"
+MODEL_DRIFT: Final = "ModelDrift"
+FLAPPING: Final = "Flapping"
 IDLE: Final = "Idle"
 EXTERNAL_REPLICAS: Final = "ExternalReplicas"
 ADVISORY_ONLY: Final = "AdvisoryOnly"
@@ -121,6 +125,21 @@ NOT_HELD: Final = "NotHeld"
 NO_ROOM_FOR_SURGE: Final = "NoRoomForSurge"
 LAST_READY_REPLICA: Final = "LastReadyReplica"
 NEW_REVISION_FAILS: Final = "NewRevisionFails"
+CANARY_CRASHES: Final = "CanaryCrashes"
+CANARY_NOT_READY: Final = "CanaryNotReady"
+CANARY_ERRORS: Final = "CanaryErrors"
+CANARY_SLOWER: Final = "CanarySlower"
+# of what is written about a revision (Events and log)
+REVISION_RECORDED: Final = "RevisionRecorded"
+# Disrupted
+NOT_DISRUPTED: Final = "NotDisrupted"
+NODE_CORDONED: Final = "NodeCordoned"
+NODE_BEING_REMOVED: Final = "NodeBeingRemoved"
+NODE_INTERRUPTED: Final = "NodeInterrupted"
+NODE_LOST: Final = "NodeLost"
+GPU_FAILED: Final = "GpuFailed"
+PREEMPTED: Final = "Preempted"
+POD_DELETED: Final = "PodDeleted"
 # of a draining replica (pod condition moefleet.io/Draining)
 SCALE_DOWN: Final = "ScaleDown"
 ROLLOUT: Final = "Rollout"
@@ -210,6 +229,8 @@ REASONS: Final[dict[str, str]] = {
     LOAD_UNKNOWN: "Replicas do not report their load, so the number of replicas stays and does not fall.",
     RESTARTED: "The operator restarted without what it knew and holds the number of replicas for one cold start.",
     NO_CALIBRATION: "No calibration fits this engine, so the number of replicas cannot be computed.",
+    MODEL_DRIFT: "Steps take other times than the model of the replica says, so the number of replicas does not fall.",
+    FLAPPING: "Replicas were started too often soon after others were taken down, so none is taken down for up to an hour.",
     IDLE: "Nobody asks; the fleet is about to sleep.",
     EXTERNAL_REPLICAS: "spec.replicas decides (mode External).",
     ADVISORY_ONLY: "The decision is shown and not carried out (mode Advisory).",
@@ -217,6 +238,19 @@ REASONS: Final[dict[str, str]] = {
     NO_ROOM_FOR_SURGE: "There is no room for a new replica beside the old ones, and strategy Surge forbids ending one first.",
     LAST_READY_REPLICA: "The only ready replica would have to go first; strategy InPlace allows it, Auto never does.",
     NEW_REVISION_FAILS: "Replicas of the new revision fail, so the old ones stay.",
+    CANARY_CRASHES: "The first replicas of the new revision ended again and again, so it is refused and the last good revision goes on.",
+    CANARY_NOT_READY: "The first replica of the new revision did not serve within its budget, so it is refused and the last good revision goes on.",
+    CANARY_ERRORS: "The first replica of the new revision failed more requests than the old ones, so it is refused and the last good revision goes on.",
+    CANARY_SLOWER: "The first replica of the new revision was slower than the old ones, so it is refused and the last good revision goes on.",
+    REVISION_RECORDED: "A revision, its number or its verdict was written to the fleet's history.",
+    NOT_DISRUPTED: "Nothing outside takes replicas away.",
+    NODE_CORDONED: "A replica stands on a cordoned node; where there is room another takes its place first, then it drains.",
+    NODE_BEING_REMOVED: "A node autoscaler or a scaling group removes the node of a replica; another takes its place.",
+    NODE_INTERRUPTED: "The cloud takes back the node of a replica (spot notice, maintenance); another takes its place.",
+    NODE_LOST: "The node of a replica does not answer; another takes its place, and the old one drains if it comes back.",
+    GPU_FAILED: "A GPU under a replica is broken, as the device plugin or the kubelet says; another takes its place.",
+    PREEMPTED: "The scheduler ended a replica to make room for pods of higher priority; see podTemplate.priorityClassName.",
+    POD_DELETED: "Somebody deleted the pod of a replica; its streams finish within its grace, and another takes its place.",
     SCALE_DOWN: "The replica drains because fewer are wanted.",
     ROLLOUT: "The replica drains because a newer revision replaces it.",
     EVICTION: "The replica drains because its pod was told to go, its node is being emptied, or it will not serve again.",

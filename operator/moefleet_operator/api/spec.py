@@ -223,7 +223,22 @@ class LimitsSpec(ApiModel):
     queued_requests: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Requests that may wait for a replica; more are refused with RESOURCE_EXHAUSTED."""
     hold: DurationOrZero = "60s"
-    """How long a request may wait while there is no replica; then UNAVAILABLE. 0s: not at all."""
+    """How long a request may wait while there is no replica; then UNAVAILABLE. 0s: not at all. Where the fleet sleeps and its
+    cold start (status.coldStart) takes longer than this, requests are refused at once and told when to come again; to hold them
+    instead, make this longer than a cold start."""
+
+
+class Canary(ApiModel):
+    """How a new revision proves itself.
+
+    The first replica of a new revision is compared with the old ones (failed requests, time to first token, time per output
+    token) before the rest follows; a revision that is worse is refused, and the last good one goes on."""
+
+    window: DurationOrZero = "1m"
+    """At least so long from when it is ready; at most three times as long while it has had fewer than `requests`. 0s: not at
+    all, it only has to become ready."""
+    requests: Annotated[int, Field(ge=1, le=100_000)] = 20
+    """Requests that should have ended there for the comparison to count."""
 
 
 class RolloutSpec(ApiModel):
@@ -233,6 +248,7 @@ class RolloutSpec(ApiModel):
     """Surge makes the new replica first, InPlace ends the old one first, Auto surges where there is room and never takes the
     last ready replica away."""
     max_unavailable: Annotated[int, Field(ge=1, le=REPLICAS_MAX)] = 1
+    canary: Canary = Canary()
     drain_timeout: Duration = "15m"
     """How long a replica may finish its streams before it is deleted; at least limits.streamDuration."""
 

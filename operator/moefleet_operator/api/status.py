@@ -75,6 +75,16 @@ class ColdStartStatus(ApiModel):
     p90: _MeasuredDuration | None = None
 
 
+class RolloutStatus(ApiModel):
+    """What a rollout does now; absent when none is on its way."""
+
+    step: Literal["Surge", "InPlace", "Wait", "Canary", "Undone"]
+    """Surge: a new replica beside the old ones. InPlace: an old one goes first. Wait: nothing goes before something else
+    has happened. Canary: the first new replica is compared with the old ones. Undone: the revision was refused."""
+    message: Annotated[str, Field(max_length=MESSAGE_MAX)] = ""
+    """Why, in one sentence."""
+
+
 class MoEFleetStatus(ApiModel):
     """What is, written by the operator only."""
 
@@ -94,6 +104,7 @@ class MoEFleetStatus(ApiModel):
     ] = ()
     throughput: ThroughputStatus | None = None
     objective: ObjectiveStatus | None = None
+    rollout: RolloutStatus | None = None
     scaling: ScalingStatus | None = None
     economics: EconomicsStatus | None = None
     cold_start: ColdStartStatus | None = None

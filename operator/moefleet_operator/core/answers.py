@@ -16,6 +16,8 @@ from moefleet_operator.planning.steps import (
     CallResume,
     CreateReplica,
     DeleteReplica,
+    ForgetRevision,
+    RecordRevision,
 )
 from moefleet_operator.rendering.problem import Problem
 
@@ -72,6 +74,8 @@ class Answers:
             case NotFound():
                 if isinstance(step, DeleteReplica):
                     return Lesson(True, self._store.gone("Pod", Key(key.namespace, step.name), step.uid))
+                if isinstance(step, ForgetRevision):
+                    return Lesson(True, self._forgotten(key, step))
                 if isinstance(step, CallResume):
                     self._memory.refuse_resume(step)
                 return Lesson(False)
@@ -102,6 +106,11 @@ class Answers:
             return Lesson(True, store.apply("MoEFleet", key, raw) if raw is not None else set(), notices)
         if isinstance(step, ApplyChild):
             return Lesson(True, store.apply(step.kind, key, raw) if raw is not None else set())
+        if isinstance(step, RecordRevision):
+            name = Key(key.namespace, step.name)
+            return Lesson(True, store.apply("ControllerRevision", name, raw) if raw is not None else set())
+        if isinstance(step, ForgetRevision):
+            return Lesson(True, self._forgotten(key, step))
         if step is not None:
             pod = Key(key.namespace, step.name)
             if raw is not None and (raw.get("metadata") or {}).get("uid"):
@@ -110,6 +119,9 @@ class Answers:
                 # A Status instead of the pod: it is gone already.
                 return Lesson(True, store.gone("Pod", pod, step.uid))
         return Lesson(True)
+
+    def _forgotten(self, fleet: Key, step: ForgetRevision) -> set[Key]:
+        return self._store.gone("ControllerRevision", Key(fleet.namespace, step.name), step.uid)
 
     def _met(self, waiting: Waiting, existing: Json, now: float) -> bool:
         """The name is taken: by what we wanted to create (an answer that got lost), or by something else."""
@@ -122,6 +134,13 @@ class Answers:
                 self._store.apply(step.kind, key, existing)
                 return True
             self._memory.refuse((key, waiting.group), name_in_use(step.kind, existing))
+            return False
+        if isinstance(step, RecordRevision):
+            if ours:
+                self._store.apply("ControllerRevision", Key(key.namespace, step.name), existing)
+                # Its number and verdict are looked at again.
+                return True
+            self._memory.refuse((key, waiting.group), name_in_use("ControllerRevision", existing))
             return False
         if not isinstance(step, CreateReplica):
             return False

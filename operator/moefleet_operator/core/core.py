@@ -157,7 +157,7 @@ class Core:
     def _changed(self, kind: Kind, fleets: set[Key], now: float, gone: bool) -> None:
         for fleet in fleets:
             self._touch(fleet, now)
-        if kind == "Node" or (kind == "Pod" and gone):
+        if kind in ("Node", "ResourceQuota") or (kind == "Pod" and gone):
             # Room may have become free.
             for fleet in self._memory.want_room:
                 self._touch(fleet, now)
@@ -237,6 +237,7 @@ class Core:
             creating=sum(run.creates for run in self._runs.values()),
             now=now,
         )
+        observed = replace(observed, watch=self._memory.watch(key, observed, wall))
         made = plan(observed, wall)
         if self._memory.keep_refused(key, _wanted_groups(observed, made)):
             # What was refused is wanted no more, so it is no problem any more.

@@ -132,6 +132,13 @@ class Apply(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRevision(Effect):
+    """DELETE of a ControllerRevision with preconditions.uid; answers as DeletePod does."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmitEvent(Effect):
     """POST events.k8s.io/v1 about the fleet in `object`. Failing is no reason to do anything else: answer and forget."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moefleet_operator.planning.reported import EndpointView, GatewayView, ReplicaLoad, ReplicaState
 
@@ -44,9 +44,19 @@ Json = Mapping[str, Any]
 # Pod: every pod that the operator may see. Those with app.kubernetes.io/name=moefleet-replica are replicas; of all
 # others only node and requested resources are kept (free GPUs). GatewayPod: the gateway pods of our own namespace.
 # Service and PodDisruptionBudget: those with app.kubernetes.io/managed-by=moefleet-operator, so that one deleted or
-# edited by hand is healed, and nothing is written when nothing changed.
-Kind = Literal["MoEFleet", "Pod", "Node", "GatewayPod", "Service", "PodDisruptionBudget"]
-KINDS: tuple[Kind, ...] = ("MoEFleet", "Pod", "Node", "GatewayPod", "Service", "PodDisruptionBudget")
+# edited by hand is healed, and nothing is written when nothing changed. ControllerRevision: those with the same label, the
+# revisions of fleets and how each went. ResourceQuota: all, as room that the nodes do not show.
+Kind = Literal[
+    "MoEFleet",
+    "Pod",
+    "Node",
+    "GatewayPod",
+    "Service",
+    "PodDisruptionBudget",
+    "ControllerRevision",
+    "ResourceQuota",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,8 +7,12 @@ from dataclasses import replace
 
 from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.capacity import capacity
-from moefleet_operator.planning.facts import pod_requests
+from moefleet_operator.planning.facts import PodFacts, pod_requests
+from moefleet_operator.planning.history import history_of, last_good, restored
+from moefleet_operator.planning.nodes import NodeSeen, shortage
 from moefleet_operator.planning.observed import Fleet, Gateway, Observed, Replica
+from moefleet_operator.planning.quotas import within_quotas
+from moefleet_operator.planning.revisions import PastRevision
 from moefleet_operator.planning.shape import wants_room
 from moefleet_operator.planning.target import target
 from moefleet_operator.rendering.credential import token_sha256
@@ -20,6 +24,10 @@ from .memory import Memory
 from .reports import Reports
 from .settings import CoreSettings
 from .store import FleetRecord, Store
+
+# As the control plane's own eviction: when so many nodes and such a share of them are silent at once, it is not the nodes.
+UNHEARD_MIN = 3
+UNHEARD_SHARE = 0.55
 
 
 class Gatherer:
@@ -43,12 +51,23 @@ class Gatherer:
         resource, fleet = parsed
         store, reports, memory = self._store, self._reports, self._memory
         memory.saw_generation(key, resource)
-        replicas = self.replicas(key, record.uid)
+        nodes_seen = "Node" not in unavailable
+        replicas = [
+            replace(r, node=self._node(r.pod, now)) if nodes_seen else r
+            for r in self.replicas(key, record.uid)
+        ]
         owner = store.name_owner(key)
+        rendered = self._render(key, record.uid, resource)
+        history = None
+        if "ControllerRevision" not in unavailable:
+            history = history_of(store.revisions_of(key), record.uid)
         observed = Observed(
             fleet=fleet,
             resource=resource,
-            rendered=self._render(key, record.uid, resource),
+            spec=record.raw.get("spec") or {},
+            rendered=rendered,
+            history=history,
+            good=self._good(key, record, resource, rendered, history or ()),
             replicas=tuple(replicas),
             orphans=tuple(store.orphans_of(key)),
             taken=frozenset(store.names_taken(key) | memory.collisions(key, now)),
@@ -60,6 +79,7 @@ class Gatherer:
             gateway_expected=self._settings.gateway,
             decision=reports.decisions.get(key),
             node_autoscaler=self._settings.node_autoscaler,
+            nodes_unheard=self._unheard(replicas),
             name_owner=str(owner) if owner is not None else "",
             service=store.children.get(("Service", key)),
             pdb=store.children.get(("PodDisruptionBudget", key)),
@@ -67,13 +87,36 @@ class Gatherer:
             unresumable=frozenset(memory.unresumable),
             numbers=reports.numbers.get(key, {}),
         )
-        nodes_known = self._settings.pods_watched == "all" and not {"Node", "Pod"} & set(unavailable)
-        if nodes_known and wants_room(observed, target(observed)):
-            return self._with_room(observed, creating)
-        return observed
+        nodes_known = nodes_seen and self._settings.pods_watched == "all" and "Pod" not in unavailable
+        if not wants_room(observed, target(observed)):
+            return observed
+        if nodes_known:
+            observed = self._with_room(observed, creating)
+        return self._with_quotas(key, observed, creating)
 
     def replicas(self, key: Key, uid: str) -> Sequence[Replica]:
         return [Replica(pod, self._reports.loads.get(pod.uid)) for pod in self._store.pods_of(key, uid)]
+
+    def _node(self, pod: PodFacts, now: float) -> NodeSeen | None:
+        facts = self._store.nodes.get(Key("", pod.node)) if pod.node else None
+        if facts is None or pod.finished:
+            return None
+        used = self._store.usage.by_node().get(pod.node, {})
+        since = self._memory.short_since
+        short = shortage(pod, facts, used, since.get(pod.uid), now)
+        if short is None:
+            since.pop(pod.uid, None)
+        else:
+            since.setdefault(pod.uid, now)
+        return NodeSeen(facts, short)
+
+    def _unheard(self, replicas: Sequence[Replica]) -> bool:
+        """Counting all nodes is worth it only when one of ours does not answer."""
+        if not any(r.node is not None and r.node.facts.unready_since is not None for r in replicas):
+            return False
+        nodes = self._store.nodes.values()
+        silent = sum(1 for n in nodes if n.unready_since is not None)
+        return silent >= UNHEARD_MIN and silent >= UNHEARD_SHARE * len(nodes)
 
     def _with_room(self, observed: Observed, creating: int) -> Observed:
         rendered = observed.rendered
@@ -85,6 +128,46 @@ class Gatherer:
         coming = usage.waiting(requests) + creating
         room = capacity(spec, requests, self._store.nodes.values(), usage.by_node(), coming)
         return replace(observed, capacity=room)
+
+    def _with_quotas(self, key: Key, observed: Observed, creating: int) -> Observed:
+        quotas = self._store.quotas.get(key.namespace)
+        rendered = observed.rendered if isinstance(observed.rendered, RenderedPod) else observed.good
+        if not quotas or rendered is None:
+            return observed
+        requests = pod_requests(rendered.body["spec"])
+        return replace(
+            observed, capacity=within_quotas(observed.capacity, requests, quotas.values(), creating)
+        )
+
+    def _good(
+        self,
+        key: Key,
+        record: FleetRecord,
+        resource: MoEFleet,
+        rendered: RenderedPod | Problem,
+        history: Sequence[PastRevision],
+    ) -> RenderedPod | None:
+        """The last good revision's pod, with everything else of the fleet as it is now."""
+        current = rendered.revision if isinstance(rendered, RenderedPod) else None
+        past = last_good(history, current)
+        if past is None:
+            self._memory.restored.pop(key, None)
+            return None
+        at = (record.uid, resource.metadata.generation, past.revision)
+        cached = self._memory.restored.get(key)
+        if cached is not None and cached[:3] == at:
+            return cached[3]
+        try:
+            fleet = restored(record.raw, past)
+            digest = token_sha256(self._settings.control_key, record.uid)
+            again = render_pod(fleet, gateway=self._settings.gateway, token_sha256=digest)
+        except ValueError:
+            # Written by a release whose API was another.
+            again = None
+        # What would be made now must be what was made then.
+        good = again if isinstance(again, RenderedPod) and again.revision == past.revision else None
+        self._memory.restored[key] = (*at, good)
+        return good
 
     def _render(self, key: Key, uid: str, resource: MoEFleet) -> RenderedPod | Problem:
         """The same object for the same spec: rendering and hashing once per generation."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from moefleet_operator.api import MoEFleet
+from moefleet_operator.planning.canary import watched
+from moefleet_operator.planning.observed import Observed
+from moefleet_operator.planning.revisions import Watch
 from moefleet_operator.planning.steps import AnyStep, CallResume
 from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.problem import Problem
@@ -37,11 +40,17 @@ class Memory:
         # Replicas that did not take Resume.
         self.unresumable: set[str] = set()
         self.rendered: dict[Key, tuple[str, int, RenderedPod | Problem]] = {}
+        # The last good revision as a pod: fleet's uid and generation, the revision.
+        self.restored: dict[Key, tuple[str, int, str, RenderedPod | None]] = {}
+        # Comparisons of a new revision with the old one.
+        self._watches: dict[Key, Watch] = {}
         # Signature of what last succeeded.
         self._last_done: dict[At, str] = {}
         self._refused: dict[Key, dict[str, Problem]] = {}
         self._generation: dict[Key, int] = {}
         self._collisions: dict[Key, dict[str, float]] = {}
+        # Replicas whose node has had too few GPUs since when: nobody but us has seen when it began.
+        self.short_since: dict[str, float] = {}
 
     # --- trying again ---------------------------------------------------------------------------------------
 
@@ -113,6 +122,15 @@ class Memory:
     def collisions(self, key: Key, now: float) -> set[str]:
         return {name for name, until in self._collisions.get(key, {}).items() if until > now}
 
+    def watch(self, key: Key, observed: Observed, wall: float) -> Watch | None:
+        """Where the comparison of a new revision began; from now on, when it begins."""
+        found = watched(observed, self._watches.get(key), wall)
+        if found is None:
+            self._watches.pop(key, None)
+        else:
+            self._watches[key] = found
+        return found
+
     # --- forgetting -------------------------------------------------------------------------------------------
 
     def drop(self, key: Key) -> None:
@@ -121,6 +139,8 @@ class Memory:
         self.targets.pop(key, None)
         self.status_at.pop(key, None)
         self.rendered.pop(key, None)
+        self.restored.pop(key, None)
+        self._watches.pop(key, None)
         self._refused.pop(key, None)
         self._generation.pop(key, None)
         self._collisions.pop(key, None)
@@ -129,6 +149,7 @@ class Memory:
     def forget(self, pods: set[str], now: float) -> None:
         """Every minute: what is about objects that are gone."""
         self.unresumable &= pods
+        self.short_since = {uid: since for uid, since in self.short_since.items() if uid in pods}
         self.backoff.forget(now, FORGET_S)
         self._last_done = {
             at: done

@@ -82,6 +82,7 @@ _ALARMS: Mapping[str, str] = {
     reasons.STALLED: "True",
     reasons.CAPACITY_LIMITED: "True",
     reasons.ROLLOUT_HELD: "True",
+    reasons.DISRUPTED: "True",
     reasons.MODEL_READY: "False",
 }
 _NO_ALARM = frozenset({reasons.MODEL_LOADING, reasons.MODEL_FETCHING})

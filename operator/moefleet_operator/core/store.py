@@ -67,13 +67,19 @@ class Store:
         self.nodes: dict[Key, NodeFacts] = {}
         self.gateways: dict[Key, PodFacts] = {}
         self.children: dict[tuple[Kind, Key], Json] = {}
+        # By namespace and then by name.
+        self.quotas: dict[str, dict[str, Json]] = {}
         self.usage = Usage()
         self._fleet_by_uid: dict[str, Key] = {}
         self._pods_by_label: dict[Key, set[Key]] = {}
         self._pods_by_owner: dict[str, set[Key]] = {}
         self._pod_by_uid: dict[str, Key] = {}
         self._models: dict[str, set[Key]] = {}
+        # ControllerRevisions by the fleet of their label.
+        self._revisions: dict[Key, dict[Key, Json]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
+        # The newest LIST of each kind, and whether the one after it was older.
+        self._listed: dict[Kind, tuple[int, bool]] = {}
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -87,6 +93,10 @@ class Store:
     def orphans_of(self, fleet: Key) -> list[PodFacts]:
         found = [self.pods[key] for key in self._pods_by_label.get(fleet, ()) if not self.pods[key].owner_uid]
         return sorted(found, key=lambda p: (p.slot, p.name))
+
+    def revisions_of(self, fleet: Key) -> list[Json]:
+        """ControllerRevisions with this fleet's label, whoever owns them."""
+        return list(self._revisions.get(fleet, {}).values())
 
     def names_taken(self, fleet: Key) -> set[str]:
         """Names of all pods with this fleet's label, whoever owns them."""
@@ -140,6 +150,8 @@ class Store:
 
     def relisted(self, kind: Kind, objects: Iterable[Json], as_of: int) -> set[Key]:
         """A full LIST: what it lacks is gone, unless we have it from after the LIST was read."""
+        if self._went_back(kind, as_of):
+            return self._replaced(kind, objects)
         touched: set[Key] = set()
         listed: set[Key] = set()
         for raw in objects:
@@ -156,6 +168,32 @@ class Store:
         return touched
 
     # --- inside ---------------------------------------------------------------------------------------------
+
+    def _went_back(self, kind: Kind, as_of: int) -> bool:
+        """Two LISTs in a row are older than one before them: etcd was restored from a backup. LISTs are consistent reads, so
+        one alone would do; the second is for an API server that is wrong about it for a moment."""
+        if not as_of:
+            return False
+        newest, doubted = self._listed.get(kind, (0, False))
+        if as_of >= newest:
+            self._listed[kind] = (as_of, False)
+            return False
+        self._listed[kind] = (as_of, False) if doubted else (newest, True)
+        return doubted
+
+    def _replaced(self, kind: Kind, objects: Iterable[Json]) -> set[Key]:
+        """What is listed is all that there is, whatever newer we have: that was never so. What is gone may be there again."""
+        self._gone.clear()
+        touched: set[Key] = set()
+        for key in self._keys(kind):
+            touched |= self._remove(kind, key, "")
+        self._gone.clear()
+        for raw in objects:
+            meta: Json = raw.get("metadata") or {}
+            touched |= self._put(
+                kind, Key(str(meta.get("namespace") or ""), str(meta.get("name") or "")), raw
+            )
+        return touched
 
     def _keys(self, kind: Kind) -> set[Key]:
         match kind:
@@ -203,6 +241,18 @@ class Store:
                 self.nodes[key] = node
                 # Heartbeats change nodes all the time; only what the scheduler looks at matters.
                 return set() if before is not None and _same_room(before, node) else set(self.fleets)
+            case "ResourceQuota":
+                self.children[kind, key] = raw
+                self.quotas.setdefault(key.namespace, {})[key.name] = raw
+                # Whoever waits for room is asked by the core.
+                return set()
+            case "ControllerRevision":
+                touched = self._drop_revision(key)
+                self.children[kind, key] = raw
+                owners = self._owner_of(raw)
+                for fleet in owners:
+                    self._revisions.setdefault(fleet, {})[key] = raw
+                return touched | owners
             case _:
                 was = self.children.get((kind, key))
                 self.children[kind, key] = raw
@@ -229,6 +279,15 @@ class Store:
             case "Node":
                 del self.nodes[key]
                 return set(self.fleets)
+            case "ResourceQuota":
+                del self.children[kind, key]
+                found = self.quotas[key.namespace]
+                del found[key.name]
+                if not found:
+                    del self.quotas[key.namespace]
+                return set()
+            case "ControllerRevision":
+                return self._drop_revision(key)
             case _:
                 return self._owner_of(self.children.pop((kind, key)))
 
@@ -280,6 +339,18 @@ class Store:
         fleet = self.fleet_of_pod(pod)
         return {fleet} if fleet is not None else set()
 
+    def _drop_revision(self, key: Key) -> set[Key]:
+        before = self.children.pop(("ControllerRevision", key), None)
+        if before is None:
+            return set()
+        fleets = self._owner_of(before)
+        for fleet in fleets:
+            found = self._revisions.get(fleet, {})
+            found.pop(key, None)
+            if not found:
+                self._revisions.pop(fleet, None)
+        return fleets
+
     def _owner_of(self, raw: Json) -> set[Key]:
         meta: Json = raw.get("metadata") or {}
         fleet = (meta.get("labels") or {}).get(names.LABEL_FLEET)
@@ -329,7 +400,14 @@ def _without_status(raw: Json) -> dict[str, Any]:
 
 
 def _same_room(a: NodeFacts, b: NodeFacts) -> bool:
-    return (a.labels, a.allocatable, a.taints, a.open) == (b.labels, b.allocatable, b.taints, b.open)
+    return (a.labels, a.allocatable, a.taints, a.open, a.cordoned, a.unready_since) == (
+        b.labels,
+        b.allocatable,
+        b.taints,
+        b.open,
+        b.cordoned,
+        b.unready_since,
+    )
 
 
 def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:

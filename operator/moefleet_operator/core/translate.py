@@ -15,14 +15,17 @@ from moefleet_operator.planning.steps import (
     CallResume,
     CreateReplica,
     DeleteReplica,
+    ForgetRevision,
     MarkActive,
     MarkConditions,
+    RecordRevision,
 )
 
 from .effects import (
     Apply,
     CreatePod,
     DeletePod,
+    DeleteRevision,
     DrainReplica,
     Effect,
     PatchPod,
@@ -54,6 +57,10 @@ def group_of(step: AnyStep) -> str:
             return "create"
         case ApplyChild():
             return f"apply {step.kind}"
+        case RecordRevision():
+            return f"apply ControllerRevision {step.name}"
+        case ForgetRevision():
+            return f"apply ControllerRevision {step.name} forgotten"
         case CallDrain() | CallResume():
             return f"call {step.uid}"
         case AdoptReplica() | MarkConditions() | MarkActive() | DeleteReplica():
@@ -67,13 +74,13 @@ def signature_of(step: AnyStep) -> str:
     match step:
         case MarkConditions():
             return f"{step.uid} {[(m.type, m.status) for m in step.marks]}"
-        case ApplyChild():
+        case ApplyChild() | RecordRevision():
             return repr(step.body)
         case MarkActive():
             return f"{step.uid} {step.active}"
         case CallDrain() | CallResume():
             return f"{type(step).__name__} {step.uid}"
-        case AdoptReplica() | CreateReplica() | DeleteReplica():
+        case AdoptReplica() | CreateReplica() | DeleteReplica() | ForgetRevision():
             return f"{type(step).__name__} {step.name}"
         case _:
             assert_never(step)
@@ -111,5 +118,9 @@ def effect_of(step: AnyStep, common: Common) -> Effect:
             return DeletePod(**head, uid=step.uid, grace_s=step.grace_s)
         case ApplyChild():
             return Apply(**head, body=step.body, create=step.kind in common.absent)
+        case RecordRevision():
+            return Apply(**head, body=step.body, create=step.create)
+        case ForgetRevision():
+            return DeleteRevision(**head, uid=step.uid)
         case _:
             assert_never(step)

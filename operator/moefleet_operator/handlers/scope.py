@@ -52,6 +52,8 @@ def scope(
         "GatewayPod": names.gateway_selector(),
         "Service": CHILD_SELECTOR,
         "PodDisruptionBudget": CHILD_SELECTOR,
+        "ControllerRevision": CHILD_SELECTOR,
+        "ResourceQuota": "",
     }
     watches: list[Watch] = []
     unavailable: list[Unavailable] = []

@@ -18,6 +18,8 @@ from .resources import (
     NODES,
     PDBS,
     PODS,
+    QUOTAS,
+    REVISIONS,
     SERVICES,
     Resource,
 )
@@ -57,6 +59,8 @@ def rights_needed(namespaces: Sequence[str], own_namespace: str, lease: str) -> 
         rights += _of(PODS, ("patch",), namespace, "status")
         rights += _of(SERVICES, _CHILD, namespace)
         rights += _of(PDBS, _CHILD, namespace)
+        rights += _of(REVISIONS, (*_CHILD, "delete"), namespace)
+        rights += _of(QUOTAS, _READ, namespace)
         rights += _of(CONFIG_MAPS, ("get", "create", "patch"), namespace)
         rights += _of(EVENTS, ("create",), namespace)
     rights += _of(NODES, _READ, "")

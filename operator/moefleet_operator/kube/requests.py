@@ -9,6 +9,7 @@ from moefleet_operator.core.effects import (
     Apply,
     CreatePod,
     DeletePod,
+    DeleteRevision,
     EmitEvent,
     PatchPod,
     PatchPodConditions,
@@ -18,11 +19,19 @@ from moefleet_operator.core.effects import (
 from moefleet_operator.core.wire import rfc3339_micro
 
 from .limits import EVENT_NOTE_MAX_CHARS, EVENT_WORD_MAX_CHARS, LEASE_TIMEOUT_S, WRITE_TIMEOUT_S
-from .resources import EVENTS, LEASES, MOEFLEETS, PODS, key_of, resource_of
+from .resources import EVENTS, LEASES, MOEFLEETS, PODS, REVISIONS, key_of, resource_of
 from .wire import Request
 
 KubeEffect = (
-    CreatePod | PatchPodConditions | PatchPod | DeletePod | Apply | EmitEvent | ReadLease | WriteLease
+    CreatePod
+    | PatchPodConditions
+    | PatchPod
+    | DeletePod
+    | DeleteRevision
+    | Apply
+    | EmitEvent
+    | ReadLease
+    | WriteLease
 )
 
 _MANAGER = (("fieldManager", FIELD_MANAGER),)
@@ -84,6 +93,18 @@ def request_of(effect: KubeEffect, wall: float, instance: str) -> Request:
                 query=(*_MANAGER, ("force", "true")),
                 body=effect.body,
                 content_type="application/apply-patch+yaml",
+                timeout_s=WRITE_TIMEOUT_S,
+            )
+        case DeleteRevision():
+            return Request(
+                verb="DELETE",
+                path=REVISIONS.at(effect.object),
+                body={
+                    "apiVersion": "v1",
+                    "kind": "DeleteOptions",
+                    "preconditions": {"uid": effect.uid},
+                    "propagationPolicy": "Background",
+                },
                 timeout_s=WRITE_TIMEOUT_S,
             )
         case EmitEvent():

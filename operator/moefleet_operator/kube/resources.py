@@ -42,6 +42,8 @@ NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
 SERVICES: Final = Resource("", "v1", "services", "Service")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 PDBS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+REVISIONS: Final = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
+QUOTAS: Final = Resource("", "v1", "resourcequotas", "ResourceQuota")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event")
 ACCESS_REVIEWS: Final = Resource(
@@ -50,7 +52,7 @@ ACCESS_REVIEWS: Final = Resource(
 
 _BY_KIND: Final = {
     (resource.api_version, resource.kind): resource
-    for resource in (MOEFLEETS, PODS, NODES, SERVICES, CONFIG_MAPS, PDBS, LEASES, EVENTS)
+    for resource in (MOEFLEETS, PODS, NODES, SERVICES, CONFIG_MAPS, PDBS, REVISIONS, LEASES, EVENTS)
 }
 
 # What the core is told about, and what of it the API server sends us (label selectors, "" is everything).
@@ -61,6 +63,8 @@ WATCHED: Final[dict[Kind, Resource]] = {
     "GatewayPod": PODS,
     "Service": SERVICES,
     "PodDisruptionBudget": PDBS,
+    "ControllerRevision": REVISIONS,
+    "ResourceQuota": QUOTAS,
 }
 CHILD_SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
 

@@ -8,6 +8,7 @@ from moefleet_operator.core.effects import (
     Apply,
     CreatePod,
     DeletePod,
+    DeleteRevision,
     DrainReplica,
     Effect,
     EmitEvent,
@@ -63,7 +64,7 @@ class KubeRunner:
                 if isinstance(outcome, AlreadyExists):
                     return await self._with_existing(resource_of(effect.body).at(effect.object))
                 return outcome
-            case DeletePod():
+            case DeletePod() | DeleteRevision():
                 outcome = await self._send(self._writes, effect)
                 return NotFound(outcome.message) if is_other_uid(outcome) else outcome  # type: ignore[union-attr]
             case PatchPodConditions() | PatchPod() | Apply() | EmitEvent():

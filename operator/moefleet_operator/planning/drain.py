@@ -21,6 +21,10 @@ from .wording import count
 WITHDRAW_WAIT_S = 5.0
 # Streams still running after drainTimeout are older than limits.streamDuration: time to end, not to go on.
 GRACE_AFTER_DEADLINE_S = 30
+# Clocks of nodes, API servers and operators may differ by so much without anything being wrong.
+CLOCK_SLACK_S = 30.0
+# What a replica says of its oldest stream is this old at most.
+LOAD_AGE_MAX_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,10 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
     deadline = drain.at + observed.fleet.drain_timeout_s
     if not replica.may_have_streams:
         return _delete(replica, drain.reason, "its process does not run, so nothing can be cut", None)
+    if drain.at > now + CLOCK_SLACK_S:
+        # The clock was set back: by it the drain would last until the old time has come again.
+        return Leg((begin(replica, drain.reason, drain.message),))
+    deadline = max(deadline, _streams_end(observed, replica, drain.at, now))
     if now >= deadline:
         left = _left(observed, replica)
         return _delete(
@@ -146,6 +154,17 @@ def address_of(replica: Replica) -> str | None:
     if not ip:
         return None
     return f"[{ip}]:{names.PORT_CONTROL}" if ":" in ip else f"{ip}:{names.PORT_CONTROL}"
+
+
+def _streams_end(observed: Observed, replica: Replica, began_at: float, now: float) -> float:
+    """When the oldest stream will have had drainTimeout, by the replica's own clock, where that contradicts ours: a replica
+    that drains takes nothing new, so its streams are at least as old as the drain, or our clock was set forward."""
+    load = replica.load
+    if load is None or load.state != "DRAINING" or not load.active or load.oldest_active_s <= 0:
+        return 0.0
+    if load.oldest_active_s + LOAD_AGE_MAX_S >= now - began_at:
+        return 0.0
+    return now + observed.fleet.drain_timeout_s - load.oldest_active_s
 
 
 def _left(observed: Observed, replica: Replica) -> str:

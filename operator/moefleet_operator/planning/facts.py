@@ -64,6 +64,8 @@ class PodFacts:
     requests: Mapping[str, int]
     # sha256 of the control token in its configuration: only a pod that knows our token can be adopted.
     token_sha256: str
+    # Devices that the kubelet says are broken, as "resource id".
+    unhealthy: tuple[str, ...] = ()
 
     def is_true(self, condition: str) -> bool:
         found = self.conditions.get(condition)
@@ -112,6 +114,9 @@ class NodeFacts:
     taints: tuple[Taint, ...]
     # Takes new pods: Ready and not cordoned.
     open: bool
+    cordoned: bool = False
+    # By the control plane's clock; None: it is Ready.
+    unready_since: float | None = None
 
 
 def pod_facts(raw: Json) -> PodFacts:
@@ -146,6 +151,7 @@ def pod_facts(raw: Json) -> PodFacts:
         container=_container(runtime) if runtime is not None else None,
         requests=pod_requests(spec),
         token_sha256="" if owner else _token_sha256(spec),
+        unhealthy=_unhealthy(containers),
     )
 
 
@@ -162,9 +168,10 @@ def other_pod(raw: Json) -> OtherPod:
 
 def node_facts(raw: Json) -> NodeFacts:
     meta, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
-    ready = any(
-        c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()
-    )
+    told: Json = next((c for c in status.get("conditions") or () if c.get("type") == "Ready"), {})
+    ready = told.get("status") == "True"
+    # One that has never said anything is new, not lost.
+    silent = bool(told) and not ready
     return NodeFacts(
         name=str(meta.get("name") or ""),
         uid=str(meta.get("uid") or ""),
@@ -176,6 +183,8 @@ def node_facts(raw: Json) -> NodeFacts:
             for t in spec.get("taints") or ()
         ),
         open=ready and not spec.get("unschedulable"),
+        cordoned=bool(spec.get("unschedulable")),
+        unready_since=unix_seconds(told.get("lastTransitionTime")) if silent else None,
     )
 
 
@@ -236,6 +245,17 @@ def _container(raw: Json) -> ContainerFacts:
         message=str(detail.get("message") or ""),
         restarts=int(raw.get("restartCount") or 0),
         last_message=last_message,
+    )
+
+
+def _unhealthy(containers: Any) -> tuple[str, ...]:
+    """From allocatedResourcesStatus, which kubelets of late write."""
+    return tuple(
+        f"{resource.get('name')} {device.get('resourceID')}"
+        for container in containers
+        for resource in container.get("allocatedResourcesStatus") or ()
+        for device in resource.get("resources") or ()
+        if device.get("health") == "Unhealthy"
     )
 
 

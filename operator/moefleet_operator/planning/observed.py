@@ -12,7 +12,9 @@ from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.problem import Problem
 
 from .facts import Condition, PodFacts, unix_seconds
+from .nodes import NodeSeen
 from .reported import GatewayView, ReplicaLoad
+from .revisions import PastRevision, Watch
 
 Json = Mapping[str, Any]
 Phase = Literal["Pending", "Starting", "Ready", "Draining", "Drained", "Failed", "Terminating"]
@@ -42,6 +44,9 @@ class Fleet:
     max_unavailable: int
     drain_timeout_s: float
     stream_duration_s: float
+    # How long the first replica of a new revision is compared, and with how many requests; 0: not at all.
+    canary_window_s: float = 0.0
+    canary_requests: int = 1
     # What the last status says, as the API server has it.
     status: Json = field(default_factory=dict)
 
@@ -67,6 +72,8 @@ def fleet_of(resource: MoEFleet, status: Json) -> Fleet:
         max_unavailable=spec.rollout.max_unavailable,
         drain_timeout_s=parse_duration_s(spec.rollout.drain_timeout),
         stream_duration_s=parse_duration_s(spec.limits.stream_duration),
+        canary_window_s=parse_duration_s(spec.rollout.canary.window),
+        canary_requests=spec.rollout.canary.requests,
         status=status,
     )
 
@@ -75,6 +82,8 @@ def fleet_of(resource: MoEFleet, status: Json) -> Fleet:
 class Replica:
     pod: PodFacts
     load: ReplicaLoad | None
+    # None: it has none yet, or nodes cannot be seen here.
+    node: NodeSeen | None = None
 
     @property
     def name(self) -> str:
@@ -162,6 +171,8 @@ class Capacity:
     # Nodes that match the pod's selectors and tolerations, and those of them that are large enough when empty.
     nodes_matching: int = 0
     nodes_large_enough: int = 0
+    # The ResourceQuota that leaves fewer than the nodes do; empty: none does.
+    quota: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +180,17 @@ class Observed:
     fleet: Fleet
     # The object itself, for rendering Service and PDB; None in tests that do not look at them.
     resource: MoEFleet | None = None
-    # Problem: the spec cannot be rendered (unknown engine argument, bad source): nothing is created.
+    # The spec as the API server has it.
+    spec: Json = field(default_factory=dict)
+    # Problem: the spec cannot be rendered (unknown engine argument, bad source): nothing of it is created.
     rendered: RenderedPod | Problem
+    # Oldest first; None: ControllerRevisions cannot be seen here, so nothing is compared or undone.
+    history: tuple[PastRevision, ...] | None = None
+    # The newest revision of the history that proved itself and is not the one that the spec wants; None: there is none
+    # that can still be made.
+    good: RenderedPod | None = None
+    # The comparison of a new revision's first replica that is under way.
+    watch: Watch | None = None
     replicas: tuple[Replica, ...] = ()
     # Pods of this fleet's name that nobody owns (left by a deletion with --cascade=orphan).
     orphans: tuple[PodFacts, ...] = ()
@@ -182,6 +202,8 @@ class Observed:
     decision: Decision | None = None
     capacity: Capacity = Capacity(None)
     node_autoscaler: bool = False
+    # So many nodes at once do not answer that it is more likely the control plane that does not hear them.
+    nodes_unheard: bool = False
     # The older fleet (namespace/name) that has our model name; empty: we have it.
     name_owner: str = ""
     # Live objects; None: absent. Their kind cannot be watched here: `children_known` is False.

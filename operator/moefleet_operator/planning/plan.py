@@ -7,19 +7,27 @@ between any two steps is harmless: the next plan is made from what is there.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from moefleet_operator import names
 from moefleet_operator.api import conditions as reasons
+from moefleet_operator.rendering.away import away_from
 from moefleet_operator.rendering.pdb import render_pdb
 from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.service import render_service
 
 from . import drain
+from .canary import opinion
+from .changes import Shape, Stand
 from .children import child, foreign
 from .facts import PodFacts
+from .history import keep, verdict_of
+from .leaving import avoid
 from .observed import Observed, Replica
 from .registration import registration
-from .shape import FAILED_KEEP_MAX, FAILED_KEEP_S, Shape, closed, failed_at, shape
+from .revisions import Opinion, Verdict
+from .rollout import course
+from .shape import FAILED_KEEP_MAX, FAILED_KEEP_S, closed, failed_at, shape
 from .status import Work, status
 from .steps import AdoptReplica, AnyStep, CallResume, CreateReplica, DeleteReplica, Plan
 from .target import target
@@ -29,7 +37,12 @@ def plan(observed: Observed, now: float) -> Plan:
     if observed.fleet.deleting:
         return Plan(waits=("the fleet is being deleted: nothing is created, its pods end by themselves",))
     wanted = target(observed)
-    made = shape(observed, wanted, now)
+    found = _judge(observed, now)
+    made = shape(observed, wanted, now, passed=found.verdict == "good")
+    if found.wake_at is not None:
+        made.wake(found.wake_at)
+    if found.message and not found.verdict and course(observed).stage == "canary":
+        made.stand = Stand("Canary", found.message)
     builder = _Builder(observed, now, made)
     builder.take_away()
     builder.bring_back()
@@ -37,6 +50,7 @@ def plan(observed: Observed, now: float) -> Plan:
     builder.clean_failed()
     builder.adopt_or_create()
     builder.keep_children(wanted.replicas)
+    builder.keep_history(found)
     return Plan(
         steps=tuple(builder.steps),
         target=wanted,
@@ -45,6 +59,19 @@ def plan(observed: Observed, now: float) -> Plan:
         wants_room=made.limited is not None or made.held is not None,
         waits=tuple(builder.waits),
     )
+
+
+def _judge(observed: Observed, now: float) -> Opinion:
+    """The verdict on the wanted revision: the one that is written down, or a new one."""
+    if observed.history is None or observed.revision is None:
+        return Opinion("")
+    known: Verdict = verdict_of(observed.history, observed.revision)
+    if known == "refused":
+        entry = next(r for r in observed.history if r.revision == observed.revision)
+        return Opinion(known, entry.reason, entry.message)
+    found = Opinion(known) if known else opinion(observed, now)
+    # Nothing to go back to: the old replicas stay, as far as they are there, and the status says what fails.
+    return replace(found, verdict="") if found.verdict == "refused" and observed.good is None else found
 
 
 class _Builder:
@@ -64,7 +91,7 @@ class _Builder:
         for replica in self.made.resume:
             step = drain.resume(
                 replica,
-                self.made.create_message
+                self.made.resume_message
                 or "wanted again: a warm replica comes back before a cold one is made",
             )
             if step is not None:
@@ -120,36 +147,30 @@ class _Builder:
             )
 
     def adopt_or_create(self) -> None:
-        rendered = self.observed.rendered
-        if not isinstance(rendered, RenderedPod):
-            return
-        count = self.made.create
-        for pod in adoptable(self.observed.orphans, rendered):
-            if count == 0:
-                return
-            count -= 1
-            body = {
-                "metadata": {"uid": pod.uid, "ownerReferences": rendered.body["metadata"]["ownerReferences"]}
-            }
-            self.steps.append(
-                AdoptReplica(
-                    name=pod.name,
-                    uid=pod.uid,
-                    reason=self.made.create_reason,
-                    message=f"nobody owns it and it is of revision {rendered.revision}: {self.made.create_message}",
-                    body=body,
+        for making in self.made.create:
+            rendered, count = making.rendered, making.count
+            for pod in adoptable(self.observed.orphans, rendered)[:count]:
+                count -= 1
+                owners = rendered.body["metadata"]["ownerReferences"]
+                self.steps.append(
+                    AdoptReplica(
+                        name=pod.name,
+                        uid=pod.uid,
+                        reason=making.reason,
+                        message=f"nobody owns it and it is of revision {rendered.revision}: {making.message}",
+                        body={"metadata": {"uid": pod.uid, "ownerReferences": owners}},
+                    )
                 )
-            )
-        for slot in free_slots(self.observed.taken, rendered, count):
-            self.steps.append(
-                CreateReplica(
-                    name=rendered.name(slot),
-                    reason=self.made.create_reason,
-                    message=self.made.create_message,
-                    slot=slot,
-                    body=rendered.at(slot),
+            for slot in free_slots(self.observed.taken, rendered, count):
+                self.steps.append(
+                    CreateReplica(
+                        name=rendered.name(slot),
+                        reason=making.reason,
+                        message=making.message,
+                        slot=slot,
+                        body=away_from(rendered.at(slot), avoid(self.observed)),
+                    )
                 )
-            )
 
     def keep_children(self, desired: int) -> None:
         resource = self.observed.resource
@@ -166,6 +187,24 @@ class _Builder:
                 continue
             if (step := child(wanted, live)) is not None:
                 self.steps.append(step)
+
+    def keep_history(self, found: Opinion) -> None:
+        observed = self.observed
+        if (
+            observed.history is None
+            or observed.resource is None
+            or not isinstance(observed.rendered, RenderedPod)
+        ):
+            return
+        good = {observed.good.revision} if observed.good is not None else set()
+        self.steps += keep(
+            observed.history,
+            observed.resource,
+            observed.spec,
+            observed.rendered.revision,
+            found,
+            in_use=frozenset(good | {r.pod.revision for r in observed.replicas}),
+        )
 
     def _reopen(self, replica: Replica) -> CallResume | None:
         """It refuses work although nobody wants it to: a Resume that was lost between two leaders."""

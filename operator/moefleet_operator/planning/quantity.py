@@ -7,6 +7,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+# Amounts by resource name, in thousandths.
+Vector = Mapping[str, int]
+
 _SUFFIX: Mapping[str, Fraction] = {
     "n": Fraction(1, 10**9),
     "u": Fraction(1, 10**6),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moefleet_operator import names
 from moefleet_operator.api import conditions as reasons
 
-from .drain import Leg
+from .drain import CLOCK_SLACK_S, Leg
 from .observed import Observed, Replica
 from .steps import Mark, MarkConditions
 from .wording import count
@@ -24,6 +24,9 @@ def registration(observed: Observed, replica: Replica, now: float) -> Leg:
     if drained is not None:
         # Taken back into service: the gateways begin anew.
         since = max(since, drained.at)
+    if since > now + CLOCK_SLACK_S:
+        # The node's clock is ahead: how long it has waited is not known, and a gateway that hangs must not decide for how long.
+        since = now - REGISTER_WAIT_S
     if not observed.gateway_expected:
         return _set(replica, reasons.NO_GATEWAY, "this installation has no gateway to wait for")
     waited_for = [g for g in observed.gateways if g.ready]

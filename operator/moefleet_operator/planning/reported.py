@@ -13,6 +13,28 @@ ReplicaState = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of requests, as sums since the process started (or over a while, as a difference of two). Seconds."""
+
+    ended: int = 0
+    failed: int = 0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
+    ttft_s_squared: float = 0.0
+    paced: int = 0
+    tpot_s: float = 0.0
+    tpot_s_squared: float = 0.0
+    # Prompt tokens that had to be computed, those found in the prefix cache left out.
+    computed_tokens: int = 0
+
+    def __add__(self, other: Outcomes) -> Outcomes:
+        return Outcomes(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
+
+    def __sub__(self, other: Outcomes) -> Outcomes:
+        return Outcomes(*(getattr(self, n) - getattr(other, n) for n in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaLoad:
     """The newest LoadSample of a replica, as far as planning needs it."""
 
@@ -23,6 +45,11 @@ class ReplicaLoad:
     oldest_active_s: float = 0.0
     incarnation: str = ""
     message: str = ""
+    # None: a replica of an older release does not tell.
+    outcomes: Outcomes | None = None
+    # Tokens of finished prompts that its cache holds, and the share of all prompt tokens that were found there so far.
+    reusable_tokens: int = 0
+    hit_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

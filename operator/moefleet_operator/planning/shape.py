@@ -1,22 +1,23 @@
-"""From the replicas that there are to those that should be: what to drain, what to resume, how many to create.
+"""From the replicas that there are to those that should be: what to drain, what to resume, how many to create of what.
 
-Everything is worked out anew from what is observed. Replicas that never served anybody cost nothing and go at once;
-for the others the rules are: the number of ready replicas never falls below the target by our own doing, except that a
-rollout in place may take `maxUnavailable` away, and strategy Auto never takes the last ready one.
+Everything is worked out anew from what is observed. Replicas that never served anybody cost nothing and go at once.
+How one revision follows another is in planning/rollout.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from moefleet_operator.api import conditions as reasons
+from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.problem import Problem
 
-from .failing import failing
+from .changes import Leaving, Shape, Stand
+from .drain import CLOCK_SLACK_S
+from .leaving import Departure, comes_back, departure, disrupted, needs_room
 from .observed import Observed, Replica
+from .rollout import Course, advance, course, refusal, room
 from .steps import Target
 from .victims import victims
-from .wording import count, count_are, share_are, there_are
+from .wording import count_are, there_are
 
 # A second unschedulable replica is taken back after so long: the scheduler looks again when a pod ends or a node comes.
 # And where nodes are made for pods, nobody is told before.
@@ -29,145 +30,80 @@ REPLACE_BACKOFF_S = 10.0
 REPLACE_BACKOFF_MAX_S = 160.0
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    replica: Replica
-    reason: str
-    message: str
-
-
-@dataclass(slots=True)
-class Shape:
-    drain: list[Leaving] = field(default_factory=list)
-    resume: list[Replica] = field(default_factory=list)
-    create: int = 0
-    create_reason: str = reasons.SCALING_UP
-    create_message: str = ""
-    # RolloutHeld and CapacityLimited.
-    held: Problem | None = None
-    limited: Problem | None = None
-    wake_at: float | None = None
-
-    def wake(self, at: float) -> None:
-        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
-
-
-def shape(observed: Observed, target: Target, now: float) -> Shape:
+def shape(observed: Observed, target: Target, now: float, *, passed: bool = False) -> Shape:
+    """`passed`: the new revision's canary has just proved itself."""
     out = Shape()
-    revision = observed.revision
+    way = course(observed, passed=passed)
     live = [r for r in observed.replicas if r.live]
-    old = [r for r in live if revision is not None and r.pod.revision != revision]
+    old = [r for r in live if way.aim is not None and r.pod.revision != way.aim.revision]
     wanted = target.replicas
+    out.disrupted = disrupted(observed, now)
     if wanted == 0:
         out.drain = [Leaving(r, reasons.SCALE_DOWN, f"no replica is wanted: {target.message}") for r in live]
+        out.held = refusal(observed, way)
         return out
-    surge = 1 if old and observed.fleet.strategy != "InPlace" else 0
+    leaves = departure(observed, wanted, bool(old), now)
+    surge = 1 if leaves.pending or (old and observed.fleet.strategy != "InPlace") else 0
     extra = len(live) - wanted - surge
     if extra > 0:
-        for replica in victims(live, revision)[:extra]:
+        for replica in victims(live, way.revisions)[:extra]:
             why = _too_few_or_many(wanted, len(live), target)
             out.drain.append(Leaving(replica, reasons.SCALE_DOWN, why))
+        out.held = refusal(observed, way)
         return out
     _take_back_unschedulable(observed, live, now, out)
     _replace_closed(observed, live, out)
-    if old:
-        _rollout(observed, live, old, wanted, out)
-    # What leaves in this very plan still lives: its place is taken when it is seen to have gone.
-    missing = wanted - len(live)
-    if missing > 0:
-        _fill(observed, missing, target, now, out)
+    _let_leave(leaves, way, out)
+    advance(observed, way, live, wanted, out)
+    _fill(observed, way, target, now, out)
     _tell_stuck(observed, live, wanted, now, out)
+    if (refused := refusal(observed, way)) is not None:
+        out.held = refused
+        out.stand = Stand("Undone", refused.message)
     return out
 
 
 def falls_short(observed: Observed, target: Target) -> bool:
     """Whether replicas are missing, or of an older revision."""
     live = [r for r in observed.replicas if r.live]
-    return len(live) < target.replicas or any(r.pod.revision != observed.revision for r in live)
+    aim = course(observed).aim
+    return len(live) < target.replicas or any(aim is None or r.pod.revision != aim.revision for r in live)
 
 
 def wants_room(observed: Observed, target: Target) -> bool:
     """Whether the plan will ask how many more replicas fit: counting all nodes is worth it only then."""
-    return falls_short(observed, target) or any(r.unschedulable_since is not None for r in observed.replicas)
+    stuck = any(r.unschedulable_since is not None for r in observed.replicas)
+    return falls_short(observed, target) or stuck or needs_room(observed)
 
 
-def _rollout(observed: Observed, live: list[Replica], old: list[Replica], wanted: int, out: Shape) -> None:
-    fleet, fits = observed.fleet, observed.capacity.fits
-    idle = [r for r in old if not r.ready and (not r.may_have_streams or failing(r) is not None)]
+def _let_leave(leaves: Departure, way: Course, out: Shape) -> None:
     gone = {leaving.replica.uid for leaving in out.drain}
-    for replica in idle:
-        if replica.uid not in gone:
-            out.drain.append(Leaving(replica, reasons.ROLLOUT, f"revision {observed.revision} replaces it"))
-    serving = [r for r in old if r not in idle]
-    if not serving or idle:
-        return
-    ready = sum(1 for r in live if r.ready)
-    victim = victims(serving, observed.revision)[0]
-    ready_after = ready - (1 if victim.ready else 0)
-    leave = Leaving(
-        victim,
-        reasons.ROLLOUT,
-        f"revision {observed.revision} replaces {victim.pod.revision}: {share_are(len(serving), len(live), 'replica')} "
-        f"old, {ready_after} of {wanted} wanted will be ready meanwhile",
-    )
-    if ready_after >= wanted:
-        out.drain.append(leave)
-        return
-    coming = [r for r in live if r not in old and not r.ready]
-    stuck = [r for r in coming if r.unschedulable_since is not None]
-    if coming and (fleet.strategy == "Surge" or len(stuck) < len(coming)):
-        # The new one is not ready yet: nothing goes before it is.
-        broken = next((p for p in map(failing, coming) if p is not None), None)
-        if broken is not None:
-            out.held = Problem(reasons.NEW_REVISION_FAILS, f"the old replicas stay: {broken.message}")
-        elif stuck:
-            out.held = Problem(
-                reasons.NO_ROOM_FOR_SURGE,
-                f"{stuck[0].name} waits for room and strategy Surge ends no old replica first",
-            )
-        return
-    if len(live) < wanted:
-        return
-    # One beside the wanted ones: after a change back and forth it may be there already.
-    if not stuck and len(live) <= wanted and _may_surge(observed, ready):
-        out.create, out.create_reason = 1, reasons.ROLLOUT_IN_PROGRESS
-        out.create_message = (
-            f"revision {observed.revision}: a new replica beside {count(len(serving), 'old one')}"
-        )
-        return
-    floor = 0 if fleet.strategy == "InPlace" else 1
-    # One that is not ready is missed by nobody.
-    if not victim.ready or ready_after >= max(wanted - fleet.max_unavailable, floor):
-        out.drain.append(leave)
-    elif not any(r.draining or r.pod.terminating for r in observed.replicas):
-        out.held = Problem(
-            reasons.LAST_READY_REPLICA if ready <= 1 else reasons.NO_ROOM_FOR_SURGE,
-            f"{share_are(ready, wanted, 'replica')} ready and {_room(fits)}: taking one away would leave "
-            f"{ready_after or 'none'}; free GPUs, or allow it with rollout.strategy InPlace",
-        )
+    out.drain += [Leaving(r, reasons.EVICTION, why) for r, why in leaves.go if r.uid not in gone]
+    if leaves.make and way.aim is not None:
+        out.make(way.aim, 1, leaves.make, reasons.REPLACING_REPLICA)
+    if leaves.wake_at is not None:
+        out.wake(leaves.wake_at)
 
 
-def _may_surge(observed: Observed, ready: int) -> bool:
-    fleet, fits = observed.fleet, observed.capacity.fits
-    match fleet.strategy:
-        case "Surge":
-            return True
-        case "InPlace":
-            return False
-        case "Auto":
-            if observed.node_autoscaler:
-                return True
-            # Unknown room: a pod that may stay pending is the only way on when just one replica is ready.
-            return ready <= 1 if fits is None else fits >= 1
-
-
-def _fill(observed: Observed, missing: int, target: Target, now: float, out: Shape) -> None:
-    if observed.revision is None:
-        return
+def _fill(observed: Observed, way: Course, target: Target, now: float, out: Shape) -> None:
     live = [r for r in observed.replicas if r.live]
-    for replica in _resumable(observed)[:missing]:
-        out.resume.append(replica)
-    missing -= len(out.resume)
+    # What leaves in this very plan still lives: its place is taken when it is seen to have gone.
+    missing = target.replicas - len(live)
+    if missing <= 0 or way.aim is None or way.rest is None:
+        return
+    message = _too_few_or_many(target.replicas, len(live), target)
+    out.resume_message = message
+    # The place of the canary is the canary's: what made room for it must not come back into it.
+    canaries = 0
+    if way.stage == "canary" and not any(r.pod.revision == way.aim.revision for r in live):
+        canaries = 1
+    counted = [(way.aim, canaries), (way.rest, missing - canaries)]
+    short: list[tuple[RenderedPod, int]] = []
+    for rendered, number in counted:
+        found = _resumable(observed, rendered.revision, [r.uid for r in out.resume], now)[:number]
+        out.resume += found
+        short.append((rendered, number - len(found)))
+    missing = sum(number for _, number in short)
     if missing <= 0:
         return
     allowed = _allowed(observed, live, missing, out)
@@ -176,19 +112,14 @@ def _fill(observed: Observed, missing: int, target: Target, now: float, out: Sha
         out.wake(retry_at)
         allowed = 0
     lost = any(not r.live and r.pod.finished for r in observed.replicas)
-    out.create = allowed
-    out.create_reason = reasons.REPLACING_REPLICA if lost else reasons.SCALING_UP
-    out.create_message = _too_few_or_many(target.replicas, len(live), target)
+    for rendered, number in short:
+        made = min(number, allowed)
+        allowed -= made
+        out.make(rendered, made, message, reasons.REPLACING_REPLICA if lost else reasons.SCALING_UP)
 
 
 def _too_few_or_many(wanted: int, live: int, target: Target) -> str:
     return f"{count_are(wanted, 'replica')} wanted and {there_are(live)}: {target.message}"
-
-
-def _room(fits: int | None) -> str:
-    if fits is None:
-        return "nobody knows whether there is room for more"
-    return f"there is room for {fits} more" if fits else "there is no room for more"
 
 
 def _allowed(observed: Observed, live: list[Replica], missing: int, out: Shape) -> int:
@@ -196,6 +127,11 @@ def _allowed(observed: Observed, live: list[Replica], missing: int, out: Shape) 
     fits = observed.capacity.fits
     waiting = [r for r in live if not r.pod.node]
     stuck = next((r for r in waiting if r.unschedulable_since is not None), None)
+    if observed.capacity.quota:
+        # The API server refuses what the quota does not hold: no use in one more that waits.
+        if (fits or 0) < missing:
+            out.limited = _no_room(observed, None)
+        return min(missing, fits or 0)
     if observed.node_autoscaler:
         return missing
     if stuck is not None:
@@ -233,20 +169,25 @@ def _waits_for_node(replica: Replica) -> str:
 
 
 def _no_room(observed: Observed, stuck: Replica | None) -> Problem:
-    room = observed.capacity
+    found = observed.capacity
     said = _waits_for_node(stuck) if stuck is not None else ""
-    if room.fits is None:
+    if found.quota:
+        return Problem(
+            reasons.QUOTA_EXCEEDED,
+            f"by ResourceQuota {found.quota} of the namespace {room(found.fits)}. {said}".rstrip(". "),
+        )
+    if found.fits is None:
         return Problem(reasons.UNSCHEDULABLE, said or "no node has room for another replica")
-    if room.nodes_large_enough == 0:
+    if found.nodes_large_enough == 0:
         return Problem(
             reasons.NO_NODE_FITS,
-            f"{_none_large_enough(room.nodes_matching)}; lower replica.gpus or add nodes. {said}".rstrip(
+            f"{_none_large_enough(found.nodes_matching)}; lower replica.gpus or add nodes. {said}".rstrip(
                 ". "
             ),
         )
     return Problem(
-        reasons.UNSCHEDULABLE if room.fits else reasons.GPUS_EXHAUSTED,
-        f"{count_are(room.nodes_large_enough, 'node')} large enough for a replica, and {_room(room.fits)}. {said}".rstrip(
+        reasons.UNSCHEDULABLE if found.fits else reasons.GPUS_EXHAUSTED,
+        f"{count_are(found.nodes_large_enough, 'node')} large enough for a replica, and {room(found.fits)}. {said}".rstrip(
             ". "
         ),
     )
@@ -262,16 +203,17 @@ def _none_large_enough(matching: int) -> str:
             return f"none of the {matching} nodes that match is large enough for one replica"
 
 
-def _resumable(observed: Observed) -> list[Replica]:
+def _resumable(observed: Observed, revision: str, taken: list[str], now: float) -> list[Replica]:
     """Draining replicas that can serve again: warm ones before cold ones. One that must leave its node is none."""
     found = [
         r
         for r in observed.replicas
         if r.draining
         and not r.pod.terminating
-        and r.pod.revision == observed.revision
+        and r.pod.revision == revision
+        and r.uid not in taken
         and r.drain is not None
-        and r.drain.reason in (reasons.SCALE_DOWN, reasons.ROLLOUT)
+        and (r.drain.reason in (reasons.SCALE_DOWN, reasons.ROLLOUT) or comes_back(r, now))
         and r.load is not None
         and r.load.state in ("SERVING", "DRAINING", "DRAINED")
         and r.may_have_streams
@@ -284,7 +226,12 @@ def _resumable(observed: Observed) -> list[Replica]:
 
 
 def _replace_after(observed: Observed, now: float) -> float:
-    times = sorted(t for t in map(failed_at, observed.replicas) if t is not None and t > now - FAILED_KEEP_S)
+    # What is said to have failed in the future says that a clock is wrong: it must not hold up replacements until then.
+    times = sorted(
+        t
+        for t in map(failed_at, observed.replicas)
+        if t is not None and now - FAILED_KEEP_S < t <= now + CLOCK_SLACK_S
+    )
     if len(times) < 2:
         return 0.0
     return times[-1] + min(REPLACE_BACKOFF_S * 2.0 ** (len(times) - 2), REPLACE_BACKOFF_MAX_S)

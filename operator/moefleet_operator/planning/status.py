@@ -12,10 +12,11 @@ from moefleet_operator import names
 from moefleet_operator.api import conditions as reasons
 from moefleet_operator.rendering.problem import Problem
 
+from .asleep import at_zero, cold_start
+from .changes import Shape
 from .children import foreign
 from .failing import failing
 from .observed import Json, Observed, Replica
-from .shape import Shape
 from .steps import Target
 from .timestamps import rfc3339
 from .wording import are, count, count_are, share_are, there_are
@@ -45,6 +46,10 @@ STALLING = frozenset(
         reasons.NAME_IN_USE,
         reasons.NAMESPACE_TERMINATING,
         reasons.NO_NODE_FITS,
+        reasons.CANARY_CRASHES,
+        reasons.CANARY_NOT_READY,
+        reasons.CANARY_ERRORS,
+        reasons.CANARY_SLOWER,
     }
 )
 # Reasons that say something about the weights rather than about the pod.
@@ -110,12 +115,17 @@ def status(observed: Observed, work: Work, now: float) -> Json:
     }
     if observed.revision is not None:
         out["revision"] = observed.revision
+    stand = work.shape.stand
+    if stand is not None:
+        out["rollout"] = {"step": stand.step, "message": stand.message[:MESSAGE_MAX]}
     decision = _last_decision(observed, work.target, now)
     if decision is not None:
         out["scaling"] = {"lastDecision": decision}
-    for key in ("throughput", "objective", "economics", "coldStart"):
+    for key in ("throughput", "objective", "economics"):
         if observed.numbers.get(key):
             out[key] = observed.numbers[key]
+    if found := cold_start(observed):
+        out["coldStart"] = found
     return out
 
 
@@ -156,10 +166,19 @@ def verdicts(observed: Observed, work: Work) -> list[Verdict]:
         if stalled is not None
         else Verdict(reasons.STALLED, "False", reasons.NOT_STALLED, ""),
         facts.model_ready(),
-        _limit(reasons.CAPACITY_LIMITED, work.shape.limited, reasons.CAPACITY_SUFFICIENT),
+        _limit(reasons.CAPACITY_LIMITED, _capacity(observed, work), reasons.CAPACITY_SUFFICIENT),
         _limit(reasons.SCALING_LIMITED, work.target.limited, reasons.NOT_LIMITED),
         _limit(reasons.ROLLOUT_HELD, work.shape.held, reasons.NOT_HELD),
+        _limit(reasons.DISRUPTED, work.shape.disrupted, reasons.NOT_DISRUPTED),
     ]
+
+
+def _capacity(observed: Observed, work: Work) -> Problem | None:
+    """A quota that refuses is known only by its refusal where it cannot be counted, and that one has the numbers."""
+    refused = observed.refused.get("create")
+    if refused is not None and refused.reason == reasons.QUOTA_EXCEEDED:
+        return refused
+    return work.shape.limited
 
 
 class _Facts:
@@ -183,7 +202,8 @@ class _Facts:
         if isinstance(self.stalled, Problem) and self.new_ready < max(1, wanted):
             return Verdict(reasons.READY, "False", self.stalled.reason, self.stalled.message)
         if wanted == 0:
-            return Verdict(reasons.READY, "True", *self._zero())
+            zero = at_zero(observed)
+            return Verdict(reasons.READY, "True", zero.reason, zero.message)
         share = share_are(self.new_ready, wanted, "replica", f"of revision {observed.revision}")
         counts = f"{share} ready"
         if self.old:
@@ -227,7 +247,8 @@ class _Facts:
         if self.wanted == 0 and not self.ready_count:
             if self.observed.name_owner:
                 return Verdict(reasons.AVAILABLE, "False", reasons.MODEL_NAME_TAKEN, self.work.target.message)
-            return Verdict(reasons.AVAILABLE, "False", *self._zero())
+            zero = at_zero(self.observed)
+            return Verdict(reasons.AVAILABLE, "False", zero.reason, zero.message)
         need = max(1, min(self.wanted, self.observed.fleet.min_replicas))
         said = f"{count_are(self.ready_count, 'replica')} ready, minReplicas is {self.observed.fleet.min_replicas}"
         if self.ready_count >= need:
@@ -264,11 +285,6 @@ class _Facts:
             reasons.MODEL_READY, "Unknown", reasons.MODEL_UNKNOWN, "no replica has tried to load the model"
         )
 
-    def _zero(self) -> tuple[str, str]:
-        if self.observed.fleet.mode == "External":
-            return reasons.SCALED_TO_ZERO, "spec.replicas is 0"
-        return reasons.ASLEEP, "nobody asks; the next request wakes the fleet"
-
     def _broken(self) -> Problem | None:
         if isinstance(self.observed.rendered, Problem):
             return self.observed.rendered
@@ -297,8 +313,10 @@ class _Facts:
         for problem in (self.broken, *taken, *seen.refused.values()):
             if problem is not None and problem.reason in STALLING:
                 return problem
-        limited = self.work.shape.limited
-        return limited if limited is not None and limited.reason in STALLING else None
+        for problem in (self.work.shape.held, self.work.shape.limited):
+            if problem is not None and problem.reason in STALLING:
+                return problem
+        return None
 
     def _working(self) -> Problem | None:
         """What is going on, for Progressing and Reconciling."""

@@ -78,6 +78,20 @@ class ApplyChild(Step):
     body: Json
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRevision(Step):
+    """A ControllerRevision as it should be: number and verdict of a revision."""
+
+    body: Json
+    # There is none of this name yet as far as is known, and nobody else's is to be taken over.
+    create: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetRevision(Step):
+    uid: str
+
+
 AnyStep = (
     CreateReplica
     | AdoptReplica
@@ -87,6 +101,8 @@ AnyStep = (
     | CallResume
     | DeleteReplica
     | ApplyChild
+    | RecordRevision
+    | ForgetRevision
 )
 
 

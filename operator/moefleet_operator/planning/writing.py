@@ -13,7 +13,7 @@ CHANGES_EVERY_S = 2.0
 NUMBERS_EVERY_S = 30.0
 
 # Parts that come and go as a whole: present in the live status and not wanted any more is a change, too.
-_OPTIONAL = ("throughput", "objective", "economics", "coldStart", "scaling", "revision")
+_OPTIONAL = ("throughput", "objective", "economics", "coldStart", "scaling", "revision", "rollout")
 
 
 def write_at(wanted: Json, live: Json, last_write: float, now: float) -> float | None:
@@ -50,6 +50,7 @@ def _state(status: Json) -> Any:
         status.get("desiredReplicas"),
         status.get("revision"),
         status.get("selector"),
+        (status.get("rollout") or {}).get("step"),
         decision.get("to"),
         conditions,
     )

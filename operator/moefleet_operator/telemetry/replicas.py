@@ -9,7 +9,7 @@ from moefleet.replica.v1 import replica_pb2
 from moefleet_perf import StepTotals
 
 from moefleet_operator.core.events import Key, ReplicaLoad
-from moefleet_operator.planning.reported import ReplicaState
+from moefleet_operator.planning.reported import Outcomes, ReplicaState
 from moefleet_operator.scaling.types import Load, ServedTotals
 from moefleet_operator.telemetry.counters import Counts, Ledger
 from moefleet_operator.telemetry.targets import ReplicaTarget
@@ -105,6 +105,9 @@ class ReplicaBook:
             oldest_active_s=said.oldest_active_s,
             incarnation=said.incarnation,
             message=said.message,
+            outcomes=_outcomes(said),
+            reusable_tokens=_reusable_tokens(said),
+            hit_share=said.cached_tokens_total / said.prompt_tokens_total if said.prompt_tokens_total else 0.0,
         )
 
     def loads(self, now: float) -> dict[str, ReplicaLoad | None]:
@@ -176,3 +179,27 @@ class ReplicaBook:
             old * kept + more for old, more in zip(heard.recent_steps, new, strict=True)
         )
         heard.recent_at_s = now
+
+
+def _outcomes(said: replica_pb2.LoadSample) -> Outcomes | None:
+    if not said.HasField("outcomes"):
+        return None
+    found = said.outcomes
+    return Outcomes(
+        ended=found.ended,
+        failed=found.failed,
+        first_tokens=found.first_tokens,
+        ttft_s=found.ttft_s,
+        ttft_s_squared=found.ttft_s_squared,
+        paced=found.paced,
+        tpot_s=found.tpot_s,
+        tpot_s_squared=found.tpot_s_squared,
+        computed_tokens=said.prompt_tokens_total - said.cached_tokens_total,
+    )
+
+
+def _reusable_tokens(said: replica_pb2.LoadSample) -> int:
+    """As the replica tells; of one that does not: what was ever found again, as far as the cache can still hold it."""
+    if said.HasField("kv_reusable_tokens"):
+        return said.kv_reusable_tokens
+    return min(said.cached_tokens_total, max(0, said.kv_max_tokens - said.kv_used_tokens))

@@ -240,6 +240,8 @@ class EngineLoad:
     outstanding_decode_tokens: int = 0
     kv_used_tokens: int = 0
     kv_max_tokens: int = 0
+    # Of finished prompts, and still there for prompts that begin the same way; not in kv_used_tokens. None: not known.
+    kv_reusable_tokens: int | None = None
     prompt_tokens_total: int = 0
     cached_tokens_total: int = 0
     output_tokens_total: int = 0

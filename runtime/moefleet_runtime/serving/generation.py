@@ -20,6 +20,7 @@ from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.host.stream import StreamFault
 from moefleet_runtime.metrics import ServerMetrics
 from moefleet_runtime.serving.admission import Admission, Guest
+from moefleet_runtime.serving.outcomes import OutcomeSums
 from moefleet_runtime.serving.problems import (
     RETRY_ELSEWHERE_S,
     Problem,
@@ -93,6 +94,7 @@ class Generation:
         self._metrics = metrics
         self._stream_duration_s = stream_duration_s
         self._numbers = count()
+        self.outcomes = OutcomeSums()
 
     def new_request_id(self) -> str:
         """For a client that chose none; and the engine's own ids, which no client can collide with."""
@@ -160,6 +162,7 @@ class Generation:
             first_s = None if stream.first_at_s is None else stream.first_at_s - began_s
             spread_s = stream.last_at_s - (stream.first_at_s or 0.0)
             self._metrics.ended(outcome, first_s, spread_s, stream.produced)
+            self.outcomes.add(outcome, first_s, spread_s, stream.produced)
 
     def _problem(self, fault: StreamFault, names: Mapping[str, str], used: Usage) -> Problem:
         # Not the request's fault: again from the beginning, or on from here with `resume`, is safe elsewhere.

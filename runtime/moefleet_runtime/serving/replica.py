@@ -271,6 +271,8 @@ class Replica:
             fetched_bytes=self._progress.done_bytes,
             fetch_bytes=self._progress.total_bytes,
             fetch_s=self._fetch_s,
+            outcomes=self._generation.outcomes.message(),
+            kv_reusable_tokens=load.kv_reusable_tokens,
         )
 
     # -- what the engine client reports

@@ -18,7 +18,14 @@ from aiohttp import web
 
 PLURALS = {
     "moefleet.io/v1alpha1": {"moefleets": "MoEFleet"},
-    "v1": {"pods": "Pod", "nodes": "Node", "services": "Service", "namespaces": "Namespace"},
+    "v1": {
+        "pods": "Pod",
+        "nodes": "Node",
+        "services": "Service",
+        "namespaces": "Namespace",
+        "resourcequotas": "ResourceQuota",
+    },
+    "apps/v1": {"controllerrevisions": "ControllerRevision"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "apiextensions.k8s.io/v1": {"customresourcedefinitions": "CustomResourceDefinition"},
 }

@@ -277,7 +277,12 @@ def test_a_new_fleet_gets_pod_service_pdb_and_status() -> None:
     desk = with_fleet()
     assert desk.take(CreatePod).object.name.startswith("chat-")
     kinds = {(e.body["kind"], e.subresource, e.create) for e in desk.all(Apply)}
-    assert kinds == {("Service", "", True), ("PodDisruptionBudget", "", True), ("MoEFleet", "status", False)}
+    assert kinds == {
+        ("Service", "", True),
+        ("PodDisruptionBudget", "", True),
+        ("ControllerRevision", "", True),
+        ("MoEFleet", "status", False),
+    }
 
 
 def test_when_all_is_done_nothing_more_is_asked_for() -> None:

@@ -19,6 +19,8 @@ def test_the_whole_cluster_with_every_pod_so_that_free_gpus_are_known() -> None:
         "GatewayPod": (("ops",), "app.kubernetes.io/name=moefleet,app.kubernetes.io/component=gateway"),
         "Service": (("",), "app.kubernetes.io/managed-by=moefleet-operator"),
         "PodDisruptionBudget": (("",), "app.kubernetes.io/managed-by=moefleet-operator"),
+        "ControllerRevision": (("",), "app.kubernetes.io/managed-by=moefleet-operator"),
+        "ResourceQuota": (("",), ""),
     }
     assert (found.pods_watched, found.unavailable) == ("all", ())
 

@@ -23,6 +23,14 @@
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  # A fleet's revisions and how each went; the oldest are deleted.
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [resourcequotas]
+  # Room that the nodes have and the namespace may not use.
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps]
   # What scaling has learnt of a fleet, read and written by its name.

@@ -1,7 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -59,8 +60,28 @@ class StepSums(_message.Message):
     kv_kv: float
     def __init__(self, count: _Optional[int] = ..., time_s: _Optional[float] = ..., prefill_tokens: _Optional[float] = ..., sequences: _Optional[float] = ..., kv_tokens: _Optional[float] = ..., time_s_prefill: _Optional[float] = ..., time_s_sequences: _Optional[float] = ..., time_s_kv: _Optional[float] = ..., prefill_prefill: _Optional[float] = ..., prefill_sequences: _Optional[float] = ..., prefill_kv: _Optional[float] = ..., sequences_sequences: _Optional[float] = ..., sequences_kv: _Optional[float] = ..., kv_kv: _Optional[float] = ...) -> None: ...
 
+class Outcomes(_message.Message):
+    __slots__ = ("ended", "failed", "first_tokens", "ttft_s", "ttft_s_squared", "paced", "tpot_s", "tpot_s_squared")
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_SQUARED_FIELD_NUMBER: _ClassVar[int]
+    PACED_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_SQUARED_FIELD_NUMBER: _ClassVar[int]
+    ended: int
+    failed: int
+    first_tokens: int
+    ttft_s: float
+    ttft_s_squared: float
+    paced: int
+    tpot_s: float
+    tpot_s_squared: float
+    def __init__(self, ended: _Optional[int] = ..., failed: _Optional[int] = ..., first_tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., ttft_s_squared: _Optional[float] = ..., paced: _Optional[int] = ..., tpot_s: _Optional[float] = ..., tpot_s_squared: _Optional[float] = ...) -> None: ...
+
 class LoadSample(_message.Message):
-    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s", "fetched_bytes", "fetch_bytes", "fetch_s")
+    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s", "fetched_bytes", "fetch_bytes", "fetch_s", "outcomes", "kv_reusable_tokens")
     POD_UID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +105,8 @@ class LoadSample(_message.Message):
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     FETCH_S_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    KV_REUSABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     pod_uid: str
     incarnation: str
     seq: int
@@ -107,19 +130,35 @@ class LoadSample(_message.Message):
     fetched_bytes: int
     fetch_bytes: int
     fetch_s: float
-    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., fetch_s: _Optional[float] = ...) -> None: ...
+    outcomes: Outcomes
+    kv_reusable_tokens: int
+    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., fetch_s: _Optional[float] = ..., outcomes: _Optional[_Union[Outcomes, _Mapping]] = ..., kv_reusable_tokens: _Optional[int] = ...) -> None: ...
 
 class WatchLoadRequest(_message.Message):
-    __slots__ = ("interval_ms",)
+    __slots__ = ("interval_ms", "prefixes")
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     interval_ms: int
-    def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
+    prefixes: bool
+    def __init__(self, interval_ms: _Optional[int] = ..., prefixes: bool = ...) -> None: ...
 
 class WatchLoadResponse(_message.Message):
-    __slots__ = ("sample",)
+    __slots__ = ("sample", "prefixes")
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     sample: LoadSample
-    def __init__(self, sample: _Optional[_Union[LoadSample, _Mapping]] = ...) -> None: ...
+    prefixes: PrefixChanges
+    def __init__(self, sample: _Optional[_Union[LoadSample, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixChanges, _Mapping]] = ...) -> None: ...
+
+class PrefixChanges(_message.Message):
+    __slots__ = ("reset", "stored", "removed")
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    reset: bool
+    stored: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, reset: bool = ..., stored: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("reason", "pod_uid")

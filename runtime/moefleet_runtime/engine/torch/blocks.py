@@ -48,6 +48,8 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         # Oldest first.
         self._free: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, blocks + 1))
+        # Of the free ones, those that `find` still knows.
+        self.reusable = 0
 
     @property
     def free(self) -> int:
@@ -75,7 +77,9 @@ class BlockPool:
 
     def share(self, block: int) -> None:
         """One more holder of a block that `find` gave."""
-        self._free.pop(block, None)
+        if block in self._free:
+            del self._free[block]
+            self.reusable -= self._hash_of[block] is not None
         self._holders[block] += 1
 
     def take(self) -> int:
@@ -87,6 +91,7 @@ class BlockPool:
         if known_as is not None:
             del self._by_hash[known_as]
             self._hash_of[block] = None
+            self.reusable -= 1
         self._holders[block] = 1
         return block
 
@@ -104,6 +109,7 @@ class BlockPool:
             self._holders[block] -= 1
             if self._holders[block] == 0:
                 self._free[block] = None
+                self.reusable += self._hash_of[block] is not None
                 if self._hash_of[block] is None:
                     # Nothing to find in it again: take it before any that can be.
                     self._free.move_to_end(block, last=False)

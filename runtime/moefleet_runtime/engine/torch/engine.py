@@ -124,6 +124,7 @@ class TorchEngine:
             outstanding_decode_tokens=sum(max(0, g.length_limit - len(g.tokens)) for g in live),
             kv_used_tokens=pool.used * pool.block_tokens,
             kv_max_tokens=self._info.kv_max_tokens,
+            kv_reusable_tokens=pool.reusable * pool.block_tokens,
             prompt_tokens_total=scheduler.prompt_tokens_total,
             cached_tokens_total=scheduler.cached_tokens_total,
             output_tokens_total=self._output_tokens_total,

@@ -10,6 +10,7 @@ from moefleet_operator.core.effects import (
     Apply,
     CreatePod,
     DeletePod,
+    DeleteRevision,
     Effect,
     EmitEvent,
     PatchPod,
@@ -157,6 +158,8 @@ class Api:
                 return self._patch_pod(effect.object, effect.uid, lambda o: _merge_metadata(o, effect.body))
             case DeletePod():
                 return self._delete_pod(effect)
+            case DeleteRevision():
+                return self._delete_revision(effect)
             case Apply():
                 return self._apply(effect)
             case EmitEvent():
@@ -196,6 +199,13 @@ class Api:
             return NotFound()
         return Ok(self.delete_pod(effect.object, effect.grace_s))
 
+    def _delete_revision(self, effect: DeleteRevision) -> Outcome:
+        found = self.get("ControllerRevision", effect.object)
+        if found is None or found["metadata"]["uid"] != effect.uid:
+            return NotFound()
+        self.remove("ControllerRevision", effect.object)
+        return Ok(None)
+
     def _apply(self, effect: Apply) -> Outcome:
         kind: Kind = effect.body["kind"]
         key = Key(effect.body["metadata"]["namespace"], effect.body["metadata"]["name"])
@@ -215,8 +225,13 @@ class Api:
         if effect.create:
             return AlreadyExists(found)
 
+        if kind == "ControllerRevision" and effect.body["data"] != found["data"]:
+            return Invalid("data: Forbidden: field is immutable")
+
         def merge(o: Object) -> None:
-            o["spec"] = copy.deepcopy(effect.body["spec"])
+            for part in ("spec", "data", "revision"):
+                if part in effect.body:
+                    o[part] = copy.deepcopy(effect.body[part])
             o["metadata"].update(copy.deepcopy(effect.body["metadata"]))
 
         return Ok(self.update(kind, key, merge))

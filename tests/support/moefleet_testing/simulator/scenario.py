@@ -25,6 +25,7 @@ QUIET_S = 200.0
 SILENT_S = 90.0
 STREAM_LIMIT_S = 20
 DRAIN_TIMEOUT_S = 25
+CANARY_WINDOW_S = 4
 
 
 @dataclass(slots=True)
@@ -350,7 +351,12 @@ def fleet_body(key: Key, mode: str, low: int, high: int, strategy: str) -> dict[
             "scaling": {"mode": mode, "minReplicas": low, "maxReplicas": high},
             **({"replicas": low} if mode == "External" else {}),
             "limits": {"streamDuration": f"{STREAM_LIMIT_S}s"},
-            "rollout": {"strategy": strategy, "maxUnavailable": 1, "drainTimeout": f"{DRAIN_TIMEOUT_S}s"},
+            "rollout": {
+                "strategy": strategy,
+                "maxUnavailable": 1,
+                "canary": {"window": f"{CANARY_WINDOW_S}s"},
+                "drainTimeout": f"{DRAIN_TIMEOUT_S}s",
+            },
         },
         "status": {},
     }
