@@ -93,6 +93,9 @@ class Gateway:
         else:
             self._pump_later()
 
+    def put_prefixes(self, uid: str, reset: bool, stored: Iterable[int], removed: Iterable[int]) -> None:
+        self.core.prefixes.report(uid, reset, stored, removed)
+
     # --- ads.Registrar ---
 
     def desired(self) -> tuple[int, Mapping[str, tuple[str, ...]]] | None:

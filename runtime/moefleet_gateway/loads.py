@@ -106,7 +106,7 @@ class Loads:
         token = self._credentials.replica_token(replica.fleet_uid)
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         call = replica_pb2_grpc.ReplicaServiceStub(channel).WatchLoad(  # type: ignore[no-untyped-call]
-            replica_pb2.WatchLoadRequest(interval_ms=every_ms), metadata=metadata
+            replica_pb2.WatchLoadRequest(interval_ms=every_ms, prefixes=True), metadata=metadata
         )
         wait_s = CONNECT_TIMEOUT_S
         try:
@@ -132,5 +132,8 @@ class Loads:
                         decode_tokens=sample.outstanding_decode_tokens,
                     ),
                 )
+                if response.HasField("prefixes") and sample.pod_uid == replica.uid:
+                    changes = response.prefixes
+                    self._gateway.put_prefixes(replica.uid, changes.reset, changes.stored, changes.removed)
         finally:
             call.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from moefleet.inference.v1 import inference_pb2
+from moefleet_perf.prefixes import MAX_TOKENS, text_marks, token_marks
 from smg_grpc_proto.generated import trtllm_service_pb2
 
 from moefleet_gateway import headers as names
@@ -110,12 +111,16 @@ def _generate(request: Any, request_id: str, retried: bool, models: ModelTable) 
         return fleet
     ids: int | None = None
     text: int | None = None
+    marks: tuple[int, ...] = ()
     match request.WhichOneof("input"):
         case "token_ids":
             ids = len(request.token_ids.ids)
+            marks = token_marks(request.token_ids.ids[:MAX_TOKENS], request.cache_salt)
             field = "token_ids"
         case "prompt":
-            text = len(request.prompt.encode())
+            prompt = request.prompt.encode()
+            text = len(prompt)
+            marks = text_marks(prompt, request.cache_salt)
             field = "prompt"
         case _:
             return bad_request("prompt", "must be set: the request has neither prompt nor token_ids")
@@ -127,7 +132,7 @@ def _generate(request: Any, request_id: str, retried: bool, models: ModelTable) 
         if max_tokens < 1:
             return bad_request("stopping.max_tokens", f"must be at least 1, found {max_tokens}")
     return _checked(fleet, ids, field) or Read(
-        fleet, Ask(request_id, "generate", ids, text, max_tokens, retried)
+        fleet, Ask(request_id, "generate", ids, text, max_tokens, retried, marks=marks)
     )
 
 
@@ -139,7 +144,12 @@ def _trtllm_generate(request: Any, fleet: Fleet, request_id: str, retried: bool)
         return bad_request(
             "request_id", f"has {len(request.request_id)} characters, at most {REQUEST_ID_MAX} are accepted"
         )
-    ask = Ask(request_id, "generate", ids, None, request.max_tokens or None, retried, request.request_id)
+    # As the replica names the tenant (serving.trtllm).
+    salt = str(request.cache_salt_id) if request.HasField("cache_salt_id") else ""
+    marks = token_marks(request.tokenized.input_token_ids[:MAX_TOKENS], salt)
+    ask = Ask(
+        request_id, "generate", ids, None, request.max_tokens or None, retried, request.request_id, marks
+    )
     return _checked(fleet, ids, "tokenized.input_token_ids") or Read(fleet, ask)
 
 

@@ -23,19 +23,26 @@ BURST = 256
 
 @dataclass(slots=True)
 class Candidate:
-    """One registered replica with what is known of its work; `sent_*` is what this gateway sent since `load`."""
+    """One registered replica with what is known of its work; `sent_*` is what this gateway sent since `load`, and
+    `ended_requests` are those that `load` knows and that have ended since."""
 
     uid: str
     address: str
     load: Load | None
     sent_requests: int = 0
     sent_work: float = 0.0
+    ended_requests: int = 0
 
     def work(self) -> float:
         load = self.load
         if load is None:
             return self.sent_work
-        return load.prefill_tokens + DECODE_WEIGHT * load.decode_tokens + self.sent_work
+        left = load.prefill_tokens + DECODE_WEIGHT * load.decode_tokens
+        if self.ended_requests:
+            # Whoever asks again right after an answer would find its own last request there, and be sent away from its prefix.
+            count = load.active + load.queued
+            left *= max(0, count - self.ended_requests) / count if count else 1.0
+        return left + self.sent_work
 
     def has_room(self, queued_limit: int) -> bool:
         if self.load is None:

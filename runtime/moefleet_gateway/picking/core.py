@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moefleet_perf.prefixes import MARK_BYTES, MARK_TOKENS
+
 from moefleet_gateway.picking.choose import Candidate, order, work_of
 from moefleet_gateway.picking.demand import Demand, QueueNow
 from moefleet_gateway.picking.endpoints import Endpoints, State
 from moefleet_gateway.picking.facts import Fleet, Load, Replica, Target
-from moefleet_gateway.picking.lengths import Lengths
+from moefleet_gateway.picking.lengths import Lengths, Mean
 from moefleet_gateway.picking.models import ModelTable
+from moefleet_gateway.picking.prefixes import HIT_SHARE_MIN, PrefixIndex
 from moefleet_gateway.picking.refusals import Refusal, held_too_long, no_replica, queue_full
 
 # A request sent this shortly before a LoadSample came may not have been in it.
@@ -40,6 +43,8 @@ class Ask:
     max_tokens: int | None = None
     retried: bool = False  # came with grpc-previous-rpc-attempts
     engine_request_id: str = ""  # the id inside a trtllm request, for Abort
+    # moefleet_perf.prefixes of the ids or of the text, over the request's cache salt.
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class Flight:
     work: float
     prompt_tokens: int
     picked_s: float
+    hit: int = 0  # prompt tokens that the replica should have had, before trust
     counted: bool = True  # in its candidate's sent_* sums
 
 
@@ -96,6 +102,8 @@ class Lane:
     fleet: Fleet
     demand: Demand = field(default_factory=Demand)
     lengths: Lengths = field(default_factory=Lengths)
+    # Cached tokens that came over those that known prefixes promised; see picking.prefixes.
+    trust: Mean = field(default_factory=lambda: Mean(1.0))
     waiting: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
     in_flight: int = 0
     gone: bool = False
@@ -116,6 +124,7 @@ class Core:
         self.hold_max_s = hold_max_s
         self.models = ModelTable()
         self.endpoints = Endpoints()
+        self.prefixes = PrefixIndex()
         self.lanes: dict[str, Lane] = {}
         self.flights: dict[str, Flight] = {}
         self.lost = 0  # flights whose end never came
@@ -160,17 +169,21 @@ class Core:
         """The source shows the pod no more."""
         self._replicas.pop(uid, None)
         self._loads.pop(uid, None)
+        self.prefixes.forget(uid)
         return self.endpoints.withdraw(uid, "Deleted", now)
 
     def set_load(self, uid: str, load: Load | None, now: float) -> str | None:
         """A new sample, or None when the stream broke."""
         if load is None:
             self._loads.pop(uid, None)
+            # It may come back as another process, with nothing in its cache.
+            self.prefixes.forget(uid)
         else:
             self._loads[uid] = load
         entry = self.endpoints.by_uid.get(uid)
         if entry is not None and load is not None:
             entry.candidate.load = load
+            entry.candidate.ended_requests = 0
             sent = self._sent.get(uid)
             while sent and (not sent[0].counted or sent[0].picked_s <= now - SAMPLE_SKEW_S):
                 self._uncount(sent.popleft(), entry.candidate)
@@ -293,6 +306,8 @@ class Core:
                     cached_tokens=cached,
                     output_tokens=end.output_tokens,
                 )
+                if flight.hit > 0:
+                    lane.trust.add(min(1.0, cached / flight.hit))
 
     def sweep(self, now: float) -> list[str]:
         """Forgets what is over: endpoints, lanes, flights without an end. Uids of the endpoints."""
@@ -315,18 +330,25 @@ class Core:
     def _pick(self, lane: Lane, waiting: Waiting, now: float) -> Pick | None:
         key = lane.fleet.key
         self._turn += 1
-        targets = order(self.endpoints.choosable(key), self._turn, lane.fleet.limits.queued_requests)
+        ask = waiting.ask
+        candidates = self.endpoints.choosable(key)
+        hits = self._hits(lane, waiting, candidates, now) if ask.marks else {}
+        credit = {uid: hit * lane.trust.value for uid, hit in hits.items()}
+        targets = order(candidates, self._turn, lane.fleet.limits.queued_requests, credit)
         if not targets:
             return None
-        ask = waiting.ask
+        first = targets[0].uid
         flight = Flight(
             key,
-            targets[0].uid,
+            first,
             ask,
-            work_of(waiting.prompt_tokens, waiting.output_tokens),
+            work_of(waiting.prompt_tokens - credit.get(first, 0.0), waiting.output_tokens),
             waiting.prompt_tokens,
             now,
+            hits.get(first, 0),
         )
+        if ask.marks:
+            self.prefixes.picked(first, ask.marks, now)
         entry = self.endpoints.by_uid[flight.uid]
         entry.candidate.sent_requests += 1
         entry.candidate.sent_work += flight.work
@@ -339,6 +361,19 @@ class Core:
             if len(self._abort) > ABORT_IDS_MAX:
                 self._abort.popitem(last=False)
         return Pick(lane.fleet, targets, now - waiting.since_s)
+
+    def _hits(self, lane: Lane, waiting: Waiting, candidates: list[Candidate], now: float) -> dict[str, int]:
+        """Prompt tokens that each replica should have in its cache, before trust. One is always computed."""
+        ask = waiting.ask
+        tokens = ask.ids is not None
+        found = self.prefixes.hits(ask.marks, {c.uid for c in candidates}, tokens=tokens, now=now)
+        most, least = waiting.prompt_tokens - 1, HIT_SHARE_MIN * waiting.prompt_tokens
+        hits = {}
+        for uid, count in found.items():
+            hit = MARK_TOKENS[count - 1] if tokens else lane.lengths.prompt_tokens(MARK_BYTES[count - 1])
+            if (hit := min(hit, most)) > least:
+                hits[uid] = hit
+        return hits
 
     def _pick_any(self, fleet: Fleet) -> Pick | None:
         """For calls that make no work: whoever is registered, full or not."""
@@ -360,6 +395,8 @@ class Core:
         entry = self.endpoints.by_uid.get(flight.uid)
         if entry is not None:
             entry.tracked = max(0, entry.tracked - 1)
+            if not flight.counted:
+                entry.candidate.ended_requests += 1
             self._uncount(flight, entry.candidate)
         sent = self._sent.get(flight.uid)
         flight.counted = False

@@ -31,6 +31,7 @@ from moefleet_runtime.engine.base import (
     StartFailed,
     TokenDelta,
 )
+from moefleet_runtime.engine.prefixes import PrefixChanges
 from moefleet_runtime.engine.simulated_replica import SimulatedReplica, block_hashes
 from moefleet_runtime.tokenizer import END, FIRST_WORD
 
@@ -119,6 +120,9 @@ class SimulatedEngine:
     def load(self) -> EngineLoad:
         with self._change:
             return self._replica.load()
+
+    def prefix_changes(self) -> PrefixChanges | None:
+        return self._replica.prefixes.drain() if self._settings.kv_reuse else None
 
     def stop(self) -> None:
         with self._change:

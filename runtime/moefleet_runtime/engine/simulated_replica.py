@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import moefleet_perf as perf
+from moefleet_perf.prefixes import MARK_UNITS, token_marks
 
 from moefleet_runtime.engine.base import (
     EngineFull,
@@ -26,6 +27,7 @@ from moefleet_runtime.engine.base import (
     StepSumsAccumulator,
     TokenDelta,
 )
+from moefleet_runtime.engine.prefixes import PrefixLog
 from moefleet_runtime.tokenizer import END, FIRST_WORD
 
 # Granularity of prefix reuse, as TensorRT-LLM's default tokens_per_block.
@@ -63,11 +65,15 @@ class SimulatedReplica:
     ) -> None:
         self.calibration = calibration
         self.vocabulary_size = vocabulary_size
+        # Which prefixes are in the cache, for those who route by it.
+        self.prefixes = PrefixLog()
         self._max_queued = max_queued
         self._mean_output_tokens = mean_output_tokens
         self._step_error_every = step_error_every
         self._replica = perf.VirtualReplica(calibration)
-        self._prefixes = _Prefixes(calibration.limits.kv_max_tokens // BLOCK_TOKENS if kv_reuse else 0)
+        self._prefixes = _Prefixes(
+            calibration.limits.kv_max_tokens // BLOCK_TOKENS if kv_reuse else 0, self.prefixes
+        )
         self._running: dict[str, _Running] = {}
         # Arrivals with their times, and aborts: both wait for the end of the step that runs.
         self._inbox: deque[tuple[float, EngineRequest, tuple[bytes, ...]]] = deque()
@@ -210,7 +216,7 @@ class SimulatedReplica:
             running.produced += 1
             produced = running.produced
             if produced == len(request.generated) + 1:
-                self._prefixes.publish(running.hashes)
+                self._prefixes.publish(running.hashes, request)
                 out.cached[request_id] = running.cached_tokens
             token = END if produced == running.end_at else FIRST_WORD + _mix(running.seed, produced) % words
             out.tokens.setdefault(request_id, []).append(token)
@@ -269,9 +275,11 @@ class _Prefixes:
     Simple where a real cache is not: blocks of running requests take nothing away from these.
     """
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, log: PrefixLog) -> None:
         self._blocks = blocks
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._log = log
+        # The prefix that ends with the block, as pickers name it; 0: none of the lengths that they look at.
+        self._known: OrderedDict[bytes, int] = OrderedDict()
 
     def match(self, hashes: tuple[bytes, ...]) -> int:
         """How many blocks from the beginning are known."""
@@ -283,12 +291,20 @@ class _Prefixes:
             count += 1
         return count
 
-    def publish(self, hashes: tuple[bytes, ...]) -> None:
+    def publish(self, hashes: tuple[bytes, ...], request: EngineRequest) -> None:
+        fresh = not all(block in self._known for block in hashes)
         for block in hashes:
-            self._known[block] = None
+            self._known.setdefault(block, 0)
             self._known.move_to_end(block)
+        if fresh:
+            marks = token_marks(request.prompt, request.cache_salt)
+            for units, mark in zip(MARK_UNITS, marks, strict=False):
+                self._known[hashes[units - 1]] = mark
+            self._log.stored(marks)
+        gone = []
         while len(self._known) > self._blocks:
-            self._known.popitem(last=False)
+            gone.append(self._known.popitem(last=False)[1])
+        self._log.removed(gone)
 
 
 def block_hashes(request: EngineRequest) -> tuple[bytes, ...]:

@@ -19,6 +19,7 @@ from moefleet_runtime.engine.base import (
     EngineRequest,
     EngineSettings,
 )
+from moefleet_runtime.engine.prefixes import PrefixBook
 from moefleet_runtime.host.messages import (
     Abort,
     Deltas,
@@ -28,6 +29,7 @@ from moefleet_runtime.host.messages import (
     Load,
     Make,
     NotStarted,
+    Prefixes,
     Refused,
     Started,
     Stop,
@@ -78,6 +80,7 @@ class EngineClient:
         self._tasks: set[asyncio.Task[None]] = set()
         self.info: EngineInfo | None = None
         self.load = EngineLoad()
+        self.prefixes = PrefixBook()
 
     @property
     def streams(self) -> int:
@@ -222,6 +225,8 @@ class EngineClient:
             case Refused(request_id, kind, text, field):
                 if refused := self._streams.pop(request_id, None):
                     refused.end(StreamFault(_fault_kind(kind), text, field))
+            case Prefixes(changes):
+                self.prefixes.apply(changes)
             case Started(info):
                 self.info = info
                 self.load = EngineLoad(kv_max_tokens=info.kv_max_tokens, progress_at_s=now_s)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from moefleet_runtime.engine.base import EngineInfo, EngineLoad, EngineRequest, EngineSettings, TokenDelta
+from moefleet_runtime.engine.prefixes import PrefixChanges
 
 # The largest message is a prompt of 2^24 tokens or a step of all sequences; beyond this the stream is out of step.
 MAX_FRAME_BYTES: Final = 256 << 20
@@ -74,14 +75,21 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What came into the engine's cache and went; the first one, maybe empty, says that the engine knows."""
+
+    changes: PrefixChanges
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     reason: str
 
 
 ToHost = Make | Submit | Abort | Stop
-ToServer = Started | NotStarted | Deltas | Refused | Load | Died
+ToServer = Started | NotStarted | Deltas | Refused | Load | Prefixes | Died
 _TO_HOST: Final = (Make, Submit, Abort, Stop)
-_TO_SERVER: Final = (Started, NotStarted, Deltas, Refused, Load, Died)
+_TO_SERVER: Final = (Started, NotStarted, Deltas, Refused, Load, Prefixes, Died)
 
 
 class FrameError(Exception):

@@ -26,6 +26,7 @@ from moefleet_runtime.engine.base import (
     StartFailed,
     TokenDelta,
 )
+from moefleet_runtime.engine.prefixes import ReportsPrefixes
 from moefleet_runtime.engine.registry import make_engine
 from moefleet_runtime.host.messages import (
     Abort,
@@ -35,6 +36,7 @@ from moefleet_runtime.host.messages import (
     Load,
     Make,
     NotStarted,
+    Prefixes,
     Refused,
     Started,
     Stop,
@@ -200,6 +202,7 @@ class _Host:
     def _report(self) -> None:
         last: object = None
         sent_at = 0.0
+        said_prefixes = False
         while not self._over.wait(REPORT_S):
             engine = self._engine
             if engine is None:
@@ -209,3 +212,8 @@ class _Host:
             if load != last or now - sent_at >= HEARTBEAT_S:
                 self._outbox.put(Load(load))
                 last, sent_at = load, now
+            if isinstance(engine, ReportsPrefixes):
+                changes = engine.prefix_changes()
+                if changes is not None and (changes or not said_prefixes):
+                    said_prefixes = True
+                    self._outbox.put(Prefixes(changes))

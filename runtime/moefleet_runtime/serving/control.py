@@ -12,6 +12,7 @@ import grpc
 from moefleet.replica.v1 import replica_pb2 as pb
 from moefleet.replica.v1 import replica_pb2_grpc as services
 
+from moefleet_runtime.engine.prefixes import PrefixBook
 from moefleet_runtime.life import DrainWanted, Event, Life, ResumeWanted
 from moefleet_runtime.serving.problems import Context, Problem, Violation, answer_with, invalid
 
@@ -56,6 +57,7 @@ class ReplicaService(services.ReplicaServiceServicer):
         apply: Callable[[Event], None],
         sample: Callable[[], pb.LoadSample],
         changes: Changes,
+        prefixes: PrefixBook,
     ) -> None:
         self._pod_uid = pod_uid
         self._token_sha256 = token_sha256
@@ -63,6 +65,7 @@ class ReplicaService(services.ReplicaServiceServicer):
         self._apply = apply
         self._sample = sample
         self._changes = changes
+        self._prefixes = prefixes
 
     async def WatchLoad(
         self, request: pb.WatchLoadRequest, context: Context
@@ -79,9 +82,17 @@ class ReplicaService(services.ReplicaServiceServicer):
                     )
                 ),
             )
+        told: int | None = None
         while True:
             seen, over = self._changes.number, self._life().over
-            yield pb.WatchLoadResponse(sample=self._sample())
+            response = pb.WatchLoadResponse(sample=self._sample())
+            if request.prefixes and self._prefixes.reports:
+                told, changes = self._prefixes.since(told)
+                if changes:
+                    response.prefixes.reset = changes.reset
+                    response.prefixes.stored.extend(changes.stored)
+                    response.prefixes.removed.extend(changes.removed)
+            yield response
             if over:
                 return
             await self._changes.wait(seen, interval_ms / 1000)

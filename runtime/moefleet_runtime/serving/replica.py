@@ -150,6 +150,7 @@ class Replica:
                     apply=self.apply,
                     sample=self.sample,
                     changes=self._changes,
+                    prefixes=self.client.prefixes,
                 ),
                 health=self._health,
                 registry=self._metrics.registry,

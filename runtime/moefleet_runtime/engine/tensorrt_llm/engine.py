@@ -25,11 +25,13 @@ from moefleet_runtime.engine.base import (
     StartFailed,
     TokenDelta,
 )
+from moefleet_runtime.engine.prefixes import PrefixChanges
 from moefleet_runtime.engine.tensorrt_llm.answers import Answer
 from moefleet_runtime.engine.tensorrt_llm.checking import check_request
 from moefleet_runtime.engine.tensorrt_llm.faults import Breaker, is_sticky, said
 from moefleet_runtime.engine.tensorrt_llm.kv_events import CacheView
 from moefleet_runtime.engine.tensorrt_llm.loading import Connected, connect
+from moefleet_runtime.engine.tensorrt_llm.prefixes import AskedPrefixes
 from moefleet_runtime.engine.tensorrt_llm.prepared import Prepared
 from moefleet_runtime.engine.tensorrt_llm.sampling import sampling_keywords, stops_of
 from moefleet_runtime.engine.tensorrt_llm.statistics import Reader, Statistics
@@ -64,6 +66,8 @@ class TensorRTLLMEngine:
         self._workers = Workers()
         self._readers: list[Reader] = []
         self.cache = CacheView()
+        # None: the engine tells nothing of its cache, and what was asked for would never be taken back.
+        self._prefixes: AskedPrefixes | None = None
         self._prompt_tokens_total = 0
         self._cached_tokens_total = 0
         self._output_tokens_total = 0
@@ -86,7 +90,8 @@ class TensorRTLLMEngine:
         llm = self._api.llm
         self._readers.append(Reader("trtllm-statistics", llm.get_stats, self._take_record))
         if self._api.kv_events:
-            self._readers.append(Reader("trtllm-kv-events", llm.get_kv_cache_events, self.cache.absorb))
+            self._prefixes = AskedPrefixes()
+            self._readers.append(Reader("trtllm-kv-events", llm.get_kv_cache_events, self._take_event))
         for reader in self._readers:
             reader.start()
         return info
@@ -143,6 +148,9 @@ class TensorRTLLMEngine:
             steps=told.sums.freeze(),
         )
 
+    def prefix_changes(self) -> PrefixChanges | None:
+        return self._prefixes.drain() if self._prefixes is not None else None
+
     def stop(self) -> None:
         """Ends every request with CANCELLED. Returns within ABORT_WAIT_S + SHUTDOWN_WAIT_S, whatever the engine does."""
         if self._info is None:
@@ -190,6 +198,12 @@ class TensorRTLLMEngine:
         """In the statistics thread."""
         if self._statistics.absorb(record):
             self._progress_at_s = time.monotonic()
+
+    def _take_event(self, event: Mapping[str, Any]) -> None:
+        """In the events' thread."""
+        gap = self.cache.absorb(event)
+        if self._prefixes is not None:
+            self._prefixes.absorb(event, lost=gap)
 
     def _watch(self) -> None:
         """In a thread of its own: the loop may be what hangs."""
@@ -325,6 +339,8 @@ class TensorRTLLMEngine:
                 cached = min(cached, len(answer.request.prompt))
                 self._prompt_tokens_total += len(answer.request.prompt)
                 self._cached_tokens_total += cached
+                if self._prefixes is not None:
+                    self._prefixes.asked(answer.request.prompt, answer.request.cache_salt)
         if not self._out:
             # Everything that this turn of the loop brings goes out together.
             self._loop.call_soon(self._flush)

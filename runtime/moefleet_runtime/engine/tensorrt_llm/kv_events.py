@@ -20,12 +20,13 @@ class CacheView:
     removed_total: int = 0
     _next_id: dict[int, int] = field(default_factory=dict)
 
-    def absorb(self, event: Mapping[str, Any]) -> None:
-        """Unknown types and keys are of other versions."""
+    def absorb(self, event: Mapping[str, Any]) -> bool:
+        """Whether events before it are missing. Unknown types and keys are of other versions."""
         rank = int(event.get("attention_dp_rank") or 0)
         known = self.blocks.setdefault(rank, set())
         number = int(event["event_id"])
-        if number != self._next_id.get(rank, number):
+        gap = number != self._next_id.get(rank, number)
+        if gap:
             self.gaps_total += 1
             known.clear()
         self._next_id[rank] = number + 1
@@ -43,3 +44,4 @@ class CacheView:
                 self.removed_total += len(hashes)
             case _:
                 pass
+        return gap

@@ -12,6 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
+from moefleet_runtime.engine.prefixes import PrefixLog
+
 # 128 bits: with 2^40 blocks ever seen, two alike by chance are a matter of 2^-49.
 HASH_BYTES = 16
 # Rows that pad a batch read this block; nobody owns it.
@@ -38,7 +40,8 @@ class IntegrityError(Exception):
 class BlockPool:
     """`blocks` usable blocks, numbered from 1."""
 
-    def __init__(self, *, blocks: int, block_tokens: int) -> None:
+    def __init__(self, *, blocks: int, block_tokens: int, log: PrefixLog | None = None) -> None:
+        """`log`: who is told which prefixes are known."""
         if blocks < 1 or block_tokens < 1:
             raise ValueError(f"pool: wanted at least 1 block of 1 token, found {blocks} of {block_tokens}")
         self.blocks = blocks
@@ -46,6 +49,9 @@ class BlockPool:
         self._holders = [0] * (blocks + 1)
         self._hash_of: list[bytes | None] = [None] * (blocks + 1)
         self._by_hash: dict[bytes, int] = {}
+        # Of a known block: the prefixes that end in it, as pickers name them.
+        self._marks: dict[int, tuple[int, ...]] = {}
+        self._log = log or PrefixLog()
         # Oldest first.
         self._free: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, blocks + 1))
         # Of the free ones, those that `find` still knows.
@@ -91,15 +97,20 @@ class BlockPool:
         if known_as is not None:
             del self._by_hash[known_as]
             self._hash_of[block] = None
+            self._log.removed(self._marks.pop(block, ()))
             self.reusable -= 1
         self._holders[block] = 1
         return block
 
-    def publish(self, block: int, block_hash: bytes) -> None:
-        """Makes a filled block known. A second block of the same content stays private: one is enough."""
+    def publish(self, block: int, block_hash: bytes, marks: tuple[int, ...] = ()) -> None:
+        """Makes a filled block known, and the prefixes that end in it. A second block of the same content stays private:
+        one is enough."""
         if block_hash not in self._by_hash and self._hash_of[block] is None:
             self._by_hash[block_hash] = block
             self._hash_of[block] = block_hash
+            if marks:
+                self._marks[block] = marks
+                self._log.stored(marks)
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less of each. The end of a prefix is useless without its beginning, so the end goes first."""

@@ -30,6 +30,7 @@ from moefleet_runtime.engine.base import (
     TokenDelta,
     TokenLogprob,
 )
+from moefleet_runtime.engine.prefixes import PrefixChanges, PrefixLog
 from moefleet_runtime.engine.torch.checking import checked
 from moefleet_runtime.engine.torch.guides import GuideBroken, Guides
 from moefleet_runtime.engine.torch.requests import Generation, Row
@@ -57,6 +58,7 @@ class TorchEngine:
         self._thread: threading.Thread | None = None
         # Only the step thread changes these; `load` reads single numbers of them.
         self._scheduler: Scheduler | None = None
+        self._prefixes = PrefixLog()
         self._sums = StepSumsAccumulator()
         self._output_tokens_total = 0
         self._failed_steps_total = 0
@@ -75,6 +77,7 @@ class TorchEngine:
         self._runner: Runner = started.runner
         self._scheduler = started.scheduler
         self._guides: Guides | None = started.guides
+        self._prefixes = started.prefixes
         self._sink = sink
         self._threads = started.threads
         self._progress_at_s = time.monotonic()
@@ -133,6 +136,9 @@ class TorchEngine:
             progress_at_s=self._progress_at_s,
             steps=self._sums.freeze(),
         )
+
+    def prefix_changes(self) -> PrefixChanges | None:
+        return self._prefixes.drain() if self._settings.kv_reuse else None
 
     def stop(self) -> None:
         with self._changed:

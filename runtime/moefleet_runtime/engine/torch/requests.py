@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from moefleet_perf.prefixes import MARK_TOKENS, token_marks
+
 from moefleet_runtime.engine.base import EngineRequest, Finish
 from moefleet_runtime.engine.torch.blocks import chain_hash, root_hash
 from moefleet_runtime.engine.torch.guides import Matcher
@@ -68,6 +70,19 @@ class Generation:
             parent = self.hashes[-1] if at else root_hash(self.request.cache_salt)
             self.hashes.append(chain_hash(parent, self.tokens[at * block_tokens : (at + 1) * block_tokens]))
         return self.hashes[:full_blocks]
+
+    def marks_of(self, first_block: int, end_block: int, block_tokens: int) -> dict[int, tuple[int, ...]]:
+        """Prefixes, as pickers name them, that end in the full blocks from `first_block` to before `end_block`, by block."""
+        first, end = first_block * block_tokens, end_block * block_tokens
+        at = [i for i, length in enumerate(MARK_TOKENS) if first < length <= end]
+        if not at:
+            return {}
+        marks = token_marks(self.tokens[: MARK_TOKENS[at[-1]]], self.request.cache_salt)
+        found: dict[int, tuple[int, ...]] = {}
+        for i in at:
+            block = (MARK_TOKENS[i] - 1) // block_tokens
+            found[block] = (*found.get(block, ()), marks[i])
+        return found
 
     def append(self, token: int) -> Finish | None:
         """One more token of the answer, and whether it ends there."""

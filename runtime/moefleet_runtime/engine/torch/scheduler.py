@@ -86,8 +86,9 @@ class Scheduler:
                 full = g.computed // self.pool.block_tokens
                 if full > g.published:
                     hashes = g.hashes_of(full, self.pool.block_tokens)
+                    marks = g.marks_of(g.published, full, self.pool.block_tokens)
                     for at in range(g.published, full):
-                        self.pool.publish(g.blocks[at], hashes[at])
+                        self.pool.publish(g.blocks[at], hashes[at], marks.get(at, ()))
                     g.published = full
 
     def _admit(self, rows: list[Row], prefill_budget: int) -> None:

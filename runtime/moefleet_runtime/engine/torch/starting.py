@@ -5,13 +5,14 @@ Everything that can be wrong with a configuration or a checkpoint is found here,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from moefleet_runtime.engine.arguments import TorchArguments
 from moefleet_runtime.engine.base import OPTIONS, EngineInfo, EngineSettings, StartFailed
+from moefleet_runtime.engine.prefixes import PrefixLog
 from moefleet_runtime.engine.torch.blocks import BlockPool
 from moefleet_runtime.engine.torch.cache import block_bytes, blocks_that_fit, free_bytes, make_cache
 from moefleet_runtime.engine.torch.config import ModelConfig, read_model_config
@@ -29,6 +30,7 @@ class Started:
     threads: int
     # None: the folder has no tokenizer that guided decoding could use.
     guides: Guides | None = None
+    prefixes: PrefixLog = field(default_factory=PrefixLog)
 
 
 def start(settings: EngineSettings) -> Started:
@@ -66,7 +68,8 @@ def start(settings: EngineSettings) -> Started:
         if "alloc" not in str(error):
             raise
         raise StartFailed("OutOfMemory", f"{settings.model_path}: {error}") from error
-    pool = BlockPool(blocks=blocks, block_tokens=arguments.block_tokens)
+    prefixes = PrefixLog()
+    pool = BlockPool(blocks=blocks, block_tokens=arguments.block_tokens, log=prefixes)
     scheduler = Scheduler(
         pool,
         max_batch_size=settings.max_batch_size,
@@ -89,7 +92,7 @@ def start(settings: EngineSettings) -> Started:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         supports=OPTIONS if guides is not None else OPTIONS - {"guide"},
     )
-    return Started(info, ModelRunner(model, cache, device), scheduler, threads, guides)
+    return Started(info, ModelRunner(model, cache, device), scheduler, threads, guides, prefixes)
 
 
 def threads_for(*, wanted: int, cpus: int) -> int:

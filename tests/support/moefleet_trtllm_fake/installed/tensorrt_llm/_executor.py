@@ -241,7 +241,10 @@ class Executor:
             block = {
                 "type": "stored_block",
                 "block_hash": hash(key),
-                "tokens": [],
+                "tokens": [
+                    {"type": "unique_token", "token_id": token, "token_extra_id": 0}
+                    for token in work.prompt[end - size : end]
+                ],
                 "cache_level": 0,
                 "priority": 35,
             }
