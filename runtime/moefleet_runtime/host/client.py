@@ -20,6 +20,7 @@ from moefleet_runtime.engine.base import (
     EngineSettings,
 )
 from moefleet_runtime.engine.prefixes import PrefixBook
+from moefleet_runtime.host.batches import deltas_of
 from moefleet_runtime.host.messages import (
     Abort,
     Deltas,
@@ -207,7 +208,7 @@ class EngineClient:
             case Deltas(batch):
                 self._worked_at_s = now_s
                 streams = self._streams
-                for delta in batch:
+                for delta in deltas_of(batch):
                     stream = streams.get(delta.request_id)
                     if stream is None:
                         continue

@@ -11,8 +11,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from moefleet_runtime.engine.base import EngineInfo, EngineLoad, EngineRequest, EngineSettings, TokenDelta
+from moefleet_runtime.engine.base import EngineInfo, EngineLoad, EngineRequest, EngineSettings
 from moefleet_runtime.engine.prefixes import PrefixChanges
+from moefleet_runtime.host.batches import Fields
 
 # The largest message is a prompt of 2^24 tokens or a step of all sequences; beyond this the stream is out of step.
 MAX_FRAME_BYTES: Final = 256 << 20
@@ -55,7 +56,8 @@ class NotStarted:
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    batch: list[TokenDelta]
+    # Of `host.batches`.
+    batch: list[Fields]
 
 
 @dataclass(frozen=True, slots=True)

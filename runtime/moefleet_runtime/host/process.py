@@ -28,6 +28,7 @@ from moefleet_runtime.engine.base import (
 )
 from moefleet_runtime.engine.prefixes import ReportsPrefixes
 from moefleet_runtime.engine.registry import make_engine
+from moefleet_runtime.host.batches import joined
 from moefleet_runtime.host.messages import (
     Abort,
     Deltas,
@@ -110,12 +111,12 @@ class _Outbox:
                 self._change.wait()
             if not (self._deltas or self._messages):
                 return None
-            out: list[ToServer] = [Deltas(self._deltas)] if self._deltas else []
-            out.extend(self._messages)
+            deltas, messages = self._deltas, list(self._messages)
             self._deltas = []
             self._messages.clear()
             self._change.notify_all()
-            return out
+        # The engine does not wait for this.
+        return [Deltas(joined(deltas)), *messages] if deltas else messages
 
 
 class _Host:

@@ -15,7 +15,9 @@ from moefleet_runtime.engine.base import (
     StartFailed,
     StepSumsAccumulator,
     TokenDelta,
+    TokenLogprob,
 )
+from moefleet_runtime.host.batches import deltas_of, joined
 from moefleet_runtime.host.messages import (
     MAX_FRAME_BYTES,
     Abort,
@@ -33,7 +35,7 @@ from moefleet_runtime.host.stream import StreamFault, TokenStream
 
 MESSAGES: list[ToServer] = [
     NotStarted("CheckpointUnreadable", "model.safetensors: truncated"),
-    Deltas([TokenDelta("a", (1, 2)), TokenDelta("b", (), 3, Finish.FAILED, "boom")]),
+    Deltas(joined([TokenDelta("a", (1, 2)), TokenDelta("b", (), 3, Finish.FAILED, "boom")])),
     Refused("a", "full", "10 requests wait already"),
     Load(EngineLoad(active=3)),
 ]
@@ -55,6 +57,21 @@ def test_what_is_no_message_of_this_side_is_refused() -> None:
         FrameReader.of_host().feed(struct.pack(">I", len(body)) + body)
     with pytest.raises(FrameError, match="at most"):
         FrameReader.of_host().feed(struct.pack(">I", MAX_FRAME_BYTES + 1))
+
+
+def test_what_waits_to_cross_is_one_entry_a_request_in_the_order_of_its_tokens() -> None:
+    sure, likely = TokenLogprob(-0.1), TokenLogprob(-0.7)
+    made = [
+        TokenDelta("a", (1,), cached_tokens=32),
+        TokenDelta("b", (7, 8), logprobs=(sure, likely)),
+        TokenDelta("a", (2, 3)),
+        TokenDelta("b", (9,), finish=Finish.STOP, logprobs=(sure,)),
+        TokenDelta("a", (), finish=Finish.FAILED, error="boom"),
+    ]
+    assert list(deltas_of(joined(made))) == [
+        TokenDelta("a", (1, 2, 3), 32, Finish.FAILED, "boom"),
+        TokenDelta("b", (7, 8, 9), finish=Finish.STOP, logprobs=(sure, likely, sure)),
+    ]
 
 
 def test_a_prompt_of_128k_ids_crosses() -> None:
