@@ -49,7 +49,7 @@ def simulated(name: str, namespace: str, **changes: Any) -> Object:
             "objective": {"timeToFirstToken": "20s", "timePerOutputToken": "1s"},
         },
         "limits": {"streamDuration": "5m", "hold": "30s", "queuedRequests": 1000},
-        "rollout": {"drainTimeout": "5m"},
+        "rollout": {"drainTimeout": "5m", "canary": {"window": "5s"}},
     }
     return fleet(name, namespace, merged(spec, changes))
 
@@ -79,6 +79,6 @@ def tiny(name: str, namespace: str, **changes: Any) -> Object:
         },
         "scaling": {"mode": "Automatic", "minReplicas": 1, "maxReplicas": 2},
         "limits": {"streamDuration": "5m", "hold": "60s"},
-        "rollout": {"drainTimeout": "5m"},
+        "rollout": {"drainTimeout": "5m", "canary": {"window": "5s"}},
     }
     return fleet(name, namespace, merged(spec, changes))

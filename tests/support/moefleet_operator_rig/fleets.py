@@ -17,6 +17,7 @@ def fleet(
     speed: float = 1.0,
     gpus: int = 8,
     drain_s: int = 60,
+    canary: str = "1s",
 ) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "model": {"name": model or name, "source": "file:///models/tiny", "contextLength": 4096},
@@ -29,7 +30,7 @@ def fleet(
         },
         "scaling": {"mode": mode, "minReplicas": minimum, "maxReplicas": maximum},
         "limits": {"streamDuration": f"{drain_s}s"},
-        "rollout": {"drainTimeout": f"{drain_s}s"},
+        "rollout": {"drainTimeout": f"{drain_s}s", "canary": {"window": canary}},
     }
     if replicas is not None:
         spec["replicas"] = replicas
