@@ -1,8 +1,9 @@
-"""python -m moefleet_gateway [picker|envoy|drain] [--static FILE]
+"""python -m moefleet_gateway [picker|envoy|smg|drain] [--static FILE]
 
 picker  (default) The picker container. Writes envoy.json and picker.sock into MOEFLEET_RUN_DIR, then serves.
 envoy   The envoy container, on the same MOEFLEET_RUN_DIR: waits for those two files, starts MOEFLEET_ENVOY_BINARY,
         turns SIGTERM into a drain. Further arguments go to Envoy.
+smg     The smg container, for MOEFLEET_OPENAI_LISTEN: becomes SMG. Further arguments go to it.
 drain   Drains the Envoy of MOEFLEET_RUN_DIR and returns: a preStop hook for those who start Envoy themselves.
 
 How the chart wires it:
@@ -36,12 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", default="picker", choices=("picker", "envoy", "drain"))
+    parser.add_argument("command", nargs="?", default="picker", choices=("picker", "envoy", "smg", "drain"))
     parser.add_argument(
         "--static", type=Path, metavar="FILE", help="fleets and replicas from a JSON file, no Kubernetes"
     )
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command != "envoy":
+    if rest and known.command not in ("envoy", "smg"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         settings = load(os.environ)
@@ -56,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
             from moefleet_gateway.launcher import run
 
             return asyncio.run(run(settings, rest))
+        case "smg":
+            from moefleet_gateway.openai import smg
+
+            if settings.openai is None:
+                print("moefleet_gateway smg: MOEFLEET_OPENAI_LISTEN is not set", file=sys.stderr)
+                return 2
+            return smg.run(settings.openai, rest)
         case _:
             return asyncio.run(_drain(settings))
 

@@ -5,6 +5,7 @@ Each number has its reason beside it; most were found by a failure that the defa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +67,24 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
                 "api_type": "GRPC",
                 "transport_api_version": "V3",
                 "set_node_on_first_message_only": True,
-                "grpc_services": [_picker_grpc(PICKER_CLUSTER, reconnect=True)],
+                "grpc_services": [picker_grpc(PICKER_CLUSTER, reconnect=True)],
             },
             # 0s: wait for the picker rather than open the listener with nothing behind it.
             "cds_config": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"},
         },
         "static_resources": {
             "clusters": [
-                _picker_cluster(PICKER_CLUSTER, settings.picker_socket),
-                _picker_cluster(PICKS_CLUSTER, settings.picks_socket),
-                _picker_cluster(ACCESS_LOG_CLUSTER, settings.access_log_socket),
+                picker_cluster(PICKER_CLUSTER, settings.picker_socket),
+                picker_cluster(PICKS_CLUSTER, settings.picks_socket),
+                picker_cluster(ACCESS_LOG_CLUSTER, settings.access_log_socket),
             ],
             "listeners": [
                 {
                     "name": "grpc",
-                    "address": _address(settings.listen),
+                    "traffic_direction": "INBOUND",
+                    "address": address(settings.listen),
                     "per_connection_buffer_limit_bytes": ENVOY_BUFFER_BYTES,
-                    "filter_chains": [{"filters": [_connection_manager(settings.hold_max_s)]}],
+                    "filter_chains": [{"filters": [connection_manager(settings.hold_max_s)]}],
                 }
             ],
         },
@@ -99,7 +101,7 @@ def http2_upstream(keepalive: bool) -> dict[str, Any]:
     }
 
 
-def _picker_grpc(cluster: str, reconnect: bool = False) -> dict[str, Any]:
+def picker_grpc(cluster: str, reconnect: bool = False) -> dict[str, Any]:
     service: dict[str, Any] = {"cluster_name": cluster}
     if reconnect:
         # By default a missed connection backs off towards a minute; a restarted picker must not wait for that.
@@ -107,7 +109,7 @@ def _picker_grpc(cluster: str, reconnect: bool = False) -> dict[str, Any]:
     return {"envoy_grpc": service}
 
 
-def _picker_cluster(name: str, socket: Path) -> dict[str, Any]:
+def picker_cluster(name: str, socket: Path) -> dict[str, Any]:
     return {
         "name": name,
         "type": "STATIC",
@@ -123,12 +125,19 @@ def _picker_cluster(name: str, socket: Path) -> dict[str, Any]:
     }
 
 
-def _connection_manager(hold_max_s: float) -> dict[str, Any]:
+def connection_manager(
+    hold_max_s: float,
+    stat_prefix: str = "gateway",
+    picks_cluster: str = PICKS_CLUSTER,
+    to_picker: Sequence[str] = methods.TO_PICKER,
+    to_replica: Sequence[str] = methods.TO_REPLICA,
+) -> dict[str, Any]:
+    """Of a listener for gRPC: who answers which method, and which of the picker's sockets is asked about a request."""
     return {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
             "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "gateway",
+            "stat_prefix": stat_prefix,
             "codec_type": "HTTP2",
             "http2_protocol_options": {
                 **LISTENER_WINDOWS,
@@ -141,8 +150,12 @@ def _connection_manager(hold_max_s: float) -> dict[str, Any]:
             "stream_idle_timeout": "0s",
             "request_headers_timeout": "10s",
             "early_header_mutation_extensions": [_strip()],
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes()}]},
-            "http_filters": [_ext_proc(hold_max_s), _router()],
+            "route_config": {
+                "virtual_hosts": [
+                    {"name": "all", "domains": ["*"], "routes": _routes(to_picker, to_replica)},
+                ]
+            },
+            "http_filters": [_ext_proc(hold_max_s, picks_cluster), router()],
             "access_log": [_access_log()],
             "local_reply_config": {"mappers": [too_large_reply(), *lost_replies()]},
         },
@@ -152,9 +165,9 @@ def _connection_manager(hold_max_s: float) -> dict[str, Any]:
 def _strip() -> dict[str, Any]:
     """Before anything reads a header: nothing of a client's can steer routing, retries or the access log's key."""
     keep = [
-        {"append": _set(ASKED_FLEET, f"%REQ({headers.FLEET})%")},
+        {"append": set_header(ASKED_FLEET, f"%REQ({headers.FLEET})%")},
         {"remove_on_match": {"key_matcher": {"prefix": "x-moefleet-"}}},
-        {"append": _set(headers.FLEET, f"%REQ({ASKED_FLEET})%")},
+        {"append": set_header(headers.FLEET, f"%REQ({ASKED_FLEET})%")},
         {"remove": ASKED_FLEET},
     ]
     drop = [
@@ -172,7 +185,7 @@ def _strip() -> dict[str, Any]:
     }
 
 
-def _set(name: str, value: str) -> dict[str, Any]:
+def set_header(name: str, value: str) -> dict[str, Any]:
     return {
         "header": {"key": name, "value": value},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -180,37 +193,40 @@ def _set(name: str, value: str) -> dict[str, Any]:
     }
 
 
-def _routes() -> list[dict[str, Any]]:
-    without_picking = {
-        EXT_PROC: {"@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}
-    }
+# For routes that the picker is not asked about.
+WITHOUT_PICKING = {
+    EXT_PROC: {"@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}
+}
+
+
+def _routes(to_picker: Sequence[str], to_replica: Sequence[str]) -> list[dict[str, Any]]:
     # 0s: no limit but the client's grpc-timeout. The picker puts limits.streamDuration into that header.
     no_limit = {
         "timeout": "0s",
         "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
     }
-    to_picker = [
+    picker = [
         {
             "match": {"path": path, "grpc": {}},
             "route": {"cluster": PICKER_CLUSTER, **no_limit},
-            "typed_per_filter_config": without_picking,
+            "typed_per_filter_config": WITHOUT_PICKING,
         }
-        for path in methods.TO_PICKER
+        for path in to_picker
     ]
-    to_replica = [
+    replica = [
         {
             "match": {"path": path, "grpc": {}},
             "route": {"cluster_header": headers.CLUSTER, **no_limit, "retry_policy": _retries()},
         }
-        for path in methods.TO_REPLICA
+        for path in to_replica
     ]
     other = {
         "match": {"prefix": "/"},
         # 404 is UNIMPLEMENTED to a gRPC client.
         "direct_response": {"status": 404, "body": {"inline_string": "the gateway has no such method"}},
-        "typed_per_filter_config": without_picking,
+        "typed_per_filter_config": WITHOUT_PICKING,
     }
-    return [*to_picker, *to_replica, other]
+    return [*picker, *replica, other]
 
 
 def _retries() -> dict[str, Any]:
@@ -223,12 +239,12 @@ def _retries() -> dict[str, Any]:
     }
 
 
-def _ext_proc(hold_max_s: float) -> dict[str, Any]:
+def _ext_proc(hold_max_s: float, picks_cluster: str) -> dict[str, Any]:
     return {
         "name": EXT_PROC,
         "typed_config": {
             "@type": _TYPE + "extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            "grpc_service": _picker_grpc(PICKS_CLUSTER),
+            "grpc_service": picker_grpc(picks_cluster),
             # Fail closed, and so that a client sees UNAVAILABLE: the default of 500 is UNKNOWN to it.
             "failure_mode_allow": False,
             "status_on_error": {"code": "ServiceUnavailable"},
@@ -263,7 +279,7 @@ FORWARDED = (
 )
 
 
-def _router() -> dict[str, Any]:
+def router() -> dict[str, Any]:
     return {
         "name": "envoy.filters.http.router",
         "typed_config": {
@@ -281,7 +297,7 @@ def _access_log() -> dict[str, Any]:
             "common_config": {
                 "log_name": "requests",
                 "transport_api_version": "V3",
-                "grpc_service": _picker_grpc(ACCESS_LOG_CLUSTER),
+                "grpc_service": picker_grpc(ACCESS_LOG_CLUSTER),
                 "buffer_flush_interval": ACCESS_LOG_FLUSH,
             },
             "additional_request_headers_to_log": [headers.CLUSTER],
@@ -296,8 +312,8 @@ def _access_log() -> dict[str, Any]:
     }
 
 
-def _address(at: HostPort) -> dict[str, Any]:
-    address: dict[str, Any] = {"address": at.host, "port_value": at.port}
+def address(at: HostPort) -> dict[str, Any]:
+    out: dict[str, Any] = {"address": at.host, "port_value": at.port}
     if at.host == "::":
-        address["ipv4_compat"] = True
-    return {"socket_address": address}
+        out["ipv4_compat"] = True
+    return {"socket_address": out}

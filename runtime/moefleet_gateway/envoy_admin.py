@@ -51,7 +51,7 @@ class EnvoyAdmin:
     async def running(self) -> int:
         """Requests of consumers that Envoy has in hand, held ones too."""
         async with self._session.get(
-            f"{_BASE}/stats?format=json&filter=^http.gateway.downstream_rq_active$"
+            f"{_BASE}/stats?format=json&filter=^http.(gateway|openai).downstream_rq_active$"
         ) as response:
             response.raise_for_status()
             data = await response.json(content_type=None)
@@ -63,9 +63,10 @@ class EnvoyAdmin:
             return await response.text()
 
     async def begin_drain(self) -> None:
-        """Connections get GOAWAY with their next answer; the listener closes after Envoy's drain time."""
+        """Connections get GOAWAY with their next answer; the listeners close after Envoy's drain time. Not the one for
+        SMG, which needs it to end what consumers have begun."""
         await self._post("/healthcheck/fail")
-        await self._post("/drain_listeners?graceful")
+        await self._post("/drain_listeners?inboundonly&graceful")
 
     async def quit(self) -> None:
         await self._post("/quitquitquit")

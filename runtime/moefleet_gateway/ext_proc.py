@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -13,6 +14,7 @@ from moefleet_gateway.aborts import Aborts
 from moefleet_gateway.errors import immediate
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.picking.core import Pick, Ticket
+from moefleet_gateway.picking.models import ModelTable
 from moefleet_gateway.picking.refusals import Refusal, bad_request
 from moefleet_gateway.requests import Read, read
 from moefleet_gateway.streams import Call, Stream
@@ -28,10 +30,24 @@ _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
+# path, headers, body, models
+Reader = Callable[[str, Mapping[str, str], bytes, ModelTable], Read | Refusal]
+
+
 class Picker:
-    def __init__(self, gateway: Gateway, aborts: Aborts) -> None:
+    """`reader` and `refused` (id inside the request, refusal) are those of the listener whose requests come here."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        aborts: Aborts,
+        reader: Reader = read,
+        refused: Callable[[str, Refusal], None] | None = None,
+    ) -> None:
         self.gateway = gateway
         self.aborts = aborts
+        self.reader = reader
+        self.refused = refused
         self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds no task
 
     def open(self, stream: Stream) -> Call:
@@ -42,13 +58,14 @@ class _Process:
     """One request of a consumer. Its answer ends the stream, and that frees the request of this process: Envoy itself
     would keep the stream open as long as the answer runs, and reset the answer with it when the picker dies."""
 
-    __slots__ = ("_grpc_timeout", "_headers", "_picker", "_stream", "_task", "_ticket")
+    __slots__ = ("_grpc_timeout", "_headers", "_inside_id", "_picker", "_stream", "_task", "_ticket")
 
     def __init__(self, picker: Picker, stream: Stream) -> None:
         self._picker = picker
         self._stream = stream
         self._headers: dict[str, str] = {}
         self._grpc_timeout = ""
+        self._inside_id = ""
         self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -69,7 +86,9 @@ class _Process:
                 headers, self._headers = self._headers, {}
                 self._grpc_timeout = headers.get("grpc-timeout", "")
                 models = self._picker.gateway.core.models
-                self._asked(read(headers.get(":path", ""), headers, request.request_body.body, models))
+                self._asked(
+                    self._picker.reader(headers.get(":path", ""), headers, request.request_body.body, models)
+                )
 
     def closed(self) -> None:
         """Envoy has said all; a request that is held goes on."""
@@ -93,6 +112,7 @@ class _Process:
             self._picker.tasks.add(self._task)
             self._task.add_done_callback(self._picker.tasks.discard)
         else:
+            self._inside_id = asked.ask.engine_request_id
             answer = gateway.pick(asked.fleet, asked.ask, self._answer)
             if isinstance(answer, Ticket):
                 self._ticket = answer
@@ -104,6 +124,8 @@ class _Process:
         self._answer(pick)
 
     def _answer(self, answer: Pick | Refusal) -> None:
+        if isinstance(answer, Refusal) and self._picker.refused is not None and self._inside_id:
+            self._picker.refused(self._inside_id, answer)
         out = immediate(answer) if isinstance(answer, Refusal) else routed(answer, self._grpc_timeout)
         self._stream.end(out.SerializeToString())
 

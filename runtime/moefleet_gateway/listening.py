@@ -22,8 +22,12 @@ def bindable(settings: Settings, ipv6: bool) -> Settings:
     """gRPC falls back by itself; Envoy and asyncio would not start."""
     if ipv6:
         return settings
+    openai = settings.openai
+    if openai is not None:
+        openai = dataclasses.replace(openai, listen=_without_ipv6(openai.listen))
     return dataclasses.replace(
         settings,
+        openai=openai,
         listen=_without_ipv6(settings.listen),
         control_listen=_without_ipv6(settings.control_listen),
         health_listen=_without_ipv6(settings.health_listen),

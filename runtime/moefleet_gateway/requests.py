@@ -50,7 +50,7 @@ def read(path: str, headers: Mapping[str, str], body: bytes, models: ModelTable)
             return fleet
         if path == methods.TRTLLM_GENERATE:
             request = trtllm_service_pb2.GenerateRequest.FromString(message)
-            return _trtllm_generate(request, fleet, request_id, retried)
+            return trtllm_generate(request, fleet, request_id, retried)
         if path == methods.TRTLLM_ABORT:
             asked = trtllm_service_pb2.AbortRequest.FromString(message).request_id
             return Read(fleet, Ask(request_id, kind="info"), abort_of=asked)
@@ -136,7 +136,7 @@ def _generate(request: Any, request_id: str, retried: bool, models: ModelTable) 
     )
 
 
-def _trtllm_generate(request: Any, fleet: Fleet, request_id: str, retried: bool) -> Read | Refusal:
+def trtllm_generate(request: Any, fleet: Fleet, request_id: str, retried: bool) -> Read | Refusal:
     ids = len(request.tokenized.input_token_ids)
     if not ids:
         return bad_request("tokenized.input_token_ids", "must not be empty")

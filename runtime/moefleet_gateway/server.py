@@ -16,6 +16,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from moefleet.gateway.v1 import gateway_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
+from smg_grpc_proto.generated import trtllm_service_pb2_grpc
 
 from moefleet_gateway.aborts import Aborts
 from moefleet_gateway.access_log import AccessLog
@@ -29,6 +30,9 @@ from moefleet_gateway.ext_proc import Picker
 from moefleet_gateway.gateway import SWEEP_EVERY_S, Gateway
 from moefleet_gateway.loads import Loads
 from moefleet_gateway.metrics import GatewayCollector
+from moefleet_gateway.openai.facade import Facade
+from moefleet_gateway.openai.listeners import add_openai
+from moefleet_gateway.openai.process import openai_edge
 from moefleet_gateway.picking.demand import SAMPLE_EVERY_S
 from moefleet_gateway.picking.endpoints import State
 from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, Settings
@@ -67,7 +71,10 @@ log = structlog.get_logger()
 
 async def serve(settings: Settings, source: Source) -> None:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings.bootstrap_path, json.dumps(bootstrap(settings), indent=1))
+    config = bootstrap(settings)
+    if settings.openai is not None:
+        config = add_openai(config, settings, settings.openai)
+    write_atomically(settings.bootstrap_path, json.dumps(config, indent=1))
     gateway = Gateway(settings.pod_uid, settings.hold_max_s)
     credentials = Credentials(settings.control_key_file)
     if credentials.checked:
@@ -77,11 +84,15 @@ async def serve(settings: Settings, source: Source) -> None:
     loads = Loads(gateway, credentials)
     demand = DemandLog(gateway)
 
-    picks = Listener(Picker(gateway, Aborts(gateway)).open, PICK_MAX_BYTES)
+    aborts = Aborts(gateway)
+    picks = Listener(Picker(gateway, aborts).open, PICK_MAX_BYTES)
     access_log = Listener(AccessLog(gateway).open, ENTRIES_MAX_BYTES)
     # Before picker.sock, for which the launcher waits.
     await picks.start(settings.picks_socket)
     await access_log.start(settings.access_log_socket)
+    edge = contextlib.AsyncExitStack()
+    if settings.openai is not None:
+        await edge.enter_async_context(openai_edge(gateway, aborts, credentials, settings, settings.openai))
     picker, consumer_health = _picker_server(gateway, settings)
     control = grpc.aio.server(options=_CONTROL_OPTIONS)
     gateway_pb2_grpc.add_GatewayServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -133,7 +144,7 @@ async def serve(settings: Settings, source: Source) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
             await loads.close()
             await asyncio.gather(*(server.stop(0.5) for server in (picker, control, probes)))
-            await asyncio.gather(picks.close(), access_log.close())
+            await asyncio.gather(picks.close(), access_log.close(), edge.aclose())
             await metrics.cleanup()
     log.info("picker_stopped")
 
@@ -148,6 +159,8 @@ def _picker_server(gateway: Gateway, settings: Settings) -> tuple[grpc.aio.Serve
     server = grpc.aio.server(options=_PICKER_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(gateway.ads, server)
     consumer_health = add_consumer_services(server, gateway)
+    if settings.openai is not None:
+        trtllm_service_pb2_grpc.add_TrtllmServiceServicer_to_server(Facade(), server)
     # A socket that a killed picker left behind would be "in use".
     settings.picker_socket.unlink(missing_ok=True)
     _bind(server, f"unix:{settings.picker_socket}")

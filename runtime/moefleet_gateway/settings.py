@@ -13,6 +13,12 @@ MOEFLEET_ENVOY_BINARY       envoy            what `python -m moefleet_gateway en
 MOEFLEET_ENVOY_CONCURRENCY  0                Envoy worker threads; 0: from MOEFLEET_CPU_LIMIT_MILLIS, at least 1, else 2
 MOEFLEET_CPU_LIMIT_MILLIS   (empty)          limits.cpu of the envoy container by the downward API
 MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES (empty)    limits.memory of the envoy container by the downward API; else 1 GiB
+MOEFLEET_OPENAI_LISTEN      (empty)          Envoy's listener for OpenAI clients, HTTP/1.1 and h2c; empty: no OpenAI edge
+MOEFLEET_OPENAI_INNER       127.0.0.1:8504   Envoy's listener for SMG; loopback
+MOEFLEET_OPENAI_SMG         127.0.0.1:8505   where SMG listens; loopback
+MOEFLEET_OPENAI_SMG_METRICS 127.0.0.1:8506   where SMG shows its own metrics; loopback
+MOEFLEET_OPENAI_TOOL_CALL_PARSER (empty)     SMG's parser of tool calls; empty: by the model's name
+MOEFLEET_OPENAI_REASONING_PARSER (empty)     SMG's parser of reasoning; empty: by the model's name
 MOEFLEET_LOG_LEVEL          info
 POD_NAME, POD_UID, NAMESPACE                 identity, by the downward API; by hand: host name and a random uid
 KUBECONFIG                  (empty)          empty: in-cluster configuration
@@ -52,6 +58,18 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAI:
+    """The OpenAI edge. All but `listen` are on loopback: whoever reaches them passes the edge by."""
+
+    listen: HostPort
+    inner: HostPort
+    smg: HostPort
+    smg_metrics: HostPort
+    tool_call_parser: str
+    reasoning_parser: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     run_dir: Path
     listen: HostPort
@@ -70,6 +88,7 @@ class Settings:
     pod_uid: str
     namespace: str
     kubeconfig: str
+    openai: OpenAI | None = None
 
     @property
     def picker_socket(self) -> Path:
@@ -83,6 +102,20 @@ class Settings:
     @property
     def access_log_socket(self) -> Path:
         return self.run_dir / "access-log.sock"
+
+    @property
+    def edge_socket(self) -> Path:
+        """Requests of OpenAI clients, as they come."""
+        return self.run_dir / "edge.sock"
+
+    @property
+    def inner_picks_socket(self) -> Path:
+        """The same requests, as SMG sends them."""
+        return self.run_dir / "inner-picks.sock"
+
+    @property
+    def tokenizers_dir(self) -> Path:
+        return self.run_dir / "tokenizers"
 
     @property
     def admin_socket(self) -> Path:
@@ -115,6 +148,31 @@ def load(env: Mapping[str, str]) -> Settings:
         pod_uid=env.get("POD_UID") or str(uuid.uuid4()),
         namespace=env.get("NAMESPACE") or "default",
         kubeconfig=env.get("KUBECONFIG", ""),
+        openai=_openai(env),
+    )
+
+
+def _openai(env: Mapping[str, str]) -> OpenAI | None:
+    if not env.get("MOEFLEET_OPENAI_LISTEN"):
+        return None
+    inside = {
+        name: _host_port(env, f"MOEFLEET_OPENAI_{name}", default)
+        for name, default in (
+            ("INNER", "127.0.0.1:8504"),
+            ("SMG", "127.0.0.1:8505"),
+            ("SMG_METRICS", "127.0.0.1:8506"),
+        )
+    }
+    for name, at in inside.items():
+        if not at.host.startswith("127.") and at.host != "::1":
+            raise SettingsError(f"MOEFLEET_OPENAI_{name} must be a loopback address, found {at}")
+    return OpenAI(
+        listen=_host_port(env, "MOEFLEET_OPENAI_LISTEN", ""),
+        inner=inside["INNER"],
+        smg=inside["SMG"],
+        smg_metrics=inside["SMG_METRICS"],
+        tool_call_parser=env.get("MOEFLEET_OPENAI_TOOL_CALL_PARSER", ""),
+        reasoning_parser=env.get("MOEFLEET_OPENAI_REASONING_PARSER", ""),
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -62,6 +63,8 @@ class Served:
         self.pod_uid = pod_uid
         self.limits: checks.ModelLimits | None = None
         self.tokenizer: Tokenizer | None = None
+        # The checkpoint; None where an engine does without (Simulated).
+        self.folder: Path | None = None
 
     @property
     def name(self) -> str:

@@ -291,6 +291,7 @@ class Replica:
             kv_max_tokens=info.kv_max_tokens,
             eos_token_ids=info.eos_token_ids,
             supports=info.supports,
+        self._served.folder = self._model_path
         )
         self._admission.places = info.max_batch_size + self._config.limits.queued_requests
         log.info(

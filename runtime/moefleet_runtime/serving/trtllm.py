@@ -6,6 +6,7 @@ answer that silently left a constraint out would be wrong.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import grpc
+from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import trtllm_service_pb2 as pb
 from smg_grpc_proto.generated import trtllm_service_pb2_grpc as services
 
@@ -33,6 +35,7 @@ from moefleet_runtime.serving.problems import (
     unimplemented,
 )
 from moefleet_runtime.serving.stopping import AnswerText
+from moefleet_runtime.serving.tokenizer_bundle import Bundle, NoTokenizerError, make_bundle
 
 _FINISH = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 
@@ -45,6 +48,7 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         self._admission = admission
         self._generation = generation
         self._state = state
+        self._bundle: Bundle | None = None
 
     async def Generate(self, request: Any, context: Context) -> None:
         """Writes instead of yielding, as InferenceService does."""
@@ -139,8 +143,21 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
     async def Embed(self, request: Any, context: Context) -> Any:
         await answer_with(context, unimplemented("trtllm.TrtllmService/Embed"))
 
-    async def GetTokenizer(self, request: Any, context: Context) -> Any:
-        await answer_with(context, unimplemented("trtllm.TrtllmService/GetTokenizer"))
+    async def GetTokenizer(self, request: Any, context: Context) -> None:
+        """The checkpoint's tokenizer and chat template, as a gateway's OpenAI edge asks for them."""
+        await self._info(context)
+        folder = self._served.folder
+        if folder is None:
+            await answer_with(
+                context, _no_tokenizer("this replica has no checkpoint, its tokenizer is built in")
+            )
+        if self._bundle is None:
+            try:
+                self._bundle = await asyncio.to_thread(make_bundle, folder)
+            except (NoTokenizerError, OSError) as error:
+                await answer_with(context, _no_tokenizer(str(error)))
+        for data, sha256 in self._bundle.chunks():
+            await context.write(common_pb2.GetTokenizerChunk(data=data, sha256=sha256))
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> Any:
         await answer_with(context, unimplemented("trtllm.TrtllmService/SubscribeKvEvents"))
@@ -162,6 +179,10 @@ class ReplicaView:
     life: Life
     tensor_parallel: int
     info: EngineInfo | None = None
+
+
+def _no_tokenizer(why: str) -> Problem:
+    return Problem(grpc.StatusCode.FAILED_PRECONDITION, "NO_TOKENIZER", f"no tokenizer to give: {why}")
 
 
 # Fields of Asked by their names here.

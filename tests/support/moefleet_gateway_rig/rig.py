@@ -90,9 +90,13 @@ class Rig:
         self.world = FleetFile(self.dir / "world.json")
         self.world.write()
         self.env = env
-        self.ports = {name: free_port("127.0.0.1") for name in ("grpc", "control", "health", "metrics")}
+        self.ports = {
+            name: free_port("127.0.0.1")
+            for name in ("grpc", "control", "health", "metrics", "openai", "inner", "smg", "smg_metrics")
+        }
         self.picker: asyncio.subprocess.Process | None = None
         self.envoy: asyncio.subprocess.Process | None = None
+        self.smg: asyncio.subprocess.Process | None = None
         self._channels: list[grpc.aio.Channel] = []
         self._replicas: list[FakeReplica] = []
         self._logs: list[Any] = []
@@ -112,6 +116,30 @@ class Rig:
     async def start_envoy(self) -> None:
         self.envoy = await self._spawn("envoy")
 
+    async def start_openai(self) -> Rig:
+        """All of it with SMG, as with `gateway.openai.enabled`."""
+        self.env = {
+            "MOEFLEET_OPENAI_LISTEN": f"127.0.0.1:{self.ports['openai']}",
+            "MOEFLEET_OPENAI_INNER": f"127.0.0.1:{self.ports['inner']}",
+            "MOEFLEET_OPENAI_SMG": f"127.0.0.1:{self.ports['smg']}",
+            "MOEFLEET_OPENAI_SMG_METRICS": f"127.0.0.1:{self.ports['smg_metrics']}",
+            **self.env,
+        }
+        await self.start_smg()
+        return await self.start()
+
+    async def start_smg(self) -> None:
+        self.smg = await self._spawn("smg")
+
+    async def kill_smg(self) -> None:
+        assert self.smg is not None
+        self.smg.send_signal(signal.SIGKILL)
+        await self.smg.wait()
+
+    @property
+    def openai_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['openai']}/v1"
+
     async def kill_picker(self) -> None:
         assert self.picker is not None
         self.picker.send_signal(signal.SIGKILL)
@@ -126,7 +154,7 @@ class Rig:
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
-        for process in (self.envoy, self.picker):
+        for process in (self.envoy, self.smg, self.picker):
             if process is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,177 @@
+"""Envoy's external processor on the edge: which fleet a request is for, under an id that nobody else can make, and when a
+refused client may come again.
+
+Asked for headers and body of a request and for the headers of its answer. Without it Envoy goes on: requests that have
+begun are not cut when the picker restarts, and new ones have no id that the inner listener would accept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from typing import Any
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from moefleet_gateway.gateway import Gateway
+from moefleet_gateway.openai.errors import RETRY_AFTER, immediate, seconds, set_header
+from moefleet_gateway.openai.ids import sign
+from moefleet_gateway.openai.served import ServedModels
+from moefleet_gateway.picking.core import Ask, End, Pick, Ticket
+from moefleet_gateway.picking.facts import Fleet
+from moefleet_gateway.picking.models import ModelTable
+from moefleet_gateway.picking.refusals import Refusal, bad_request, unknown_model
+from moefleet_gateway.streams import Call, Stream
+
+# Refused requests whose answer is still on its way out through SMG; each is there for milliseconds.
+REFUSALS_MAX = 10_000
+# From a fleet's first replica to its chats being served: a few megabytes of tokenizer, read by SMG.
+TOKENIZER_WAIT_S = 30.0
+# Statuses with which a client is sent away for a while, and for how long when nobody says it.
+_COME_AGAIN = frozenset({"429", "503"})
+COME_AGAIN_S = 1.0
+_GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
+_NO_CHANGE = pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString()
+
+
+class Edge:
+    def __init__(self, gateway: Gateway, served: ServedModels, key: bytes) -> None:
+        self.gateway = gateway
+        self.served = served
+        self.key = key
+        self.tasks: set[asyncio.Task[None]] = set()  # the loop itself holds no task
+        self._retry_after_s: OrderedDict[str, float] = OrderedDict()
+
+    def open(self, stream: Stream) -> Call:
+        return _Process(self, stream)
+
+    def refused(self, edge_id: str, refusal: Refusal) -> None:
+        """The inner listener refused; SMG keeps status and message, and loses when to come again."""
+        if refusal.retry_after_s is None or not edge_id:
+            return
+        self._retry_after_s[edge_id] = refusal.retry_after_s
+        if len(self._retry_after_s) > REFUSALS_MAX:
+            self._retry_after_s.popitem(last=False)
+
+    def retry_after_s(self, edge_id: str) -> float | None:
+        """Once."""
+        return self._retry_after_s.pop(edge_id, None)
+
+
+class _Process:
+    __slots__ = ("_edge", "_headers", "_id", "_stream", "_task", "_ticket")
+
+    def __init__(self, edge: Edge, stream: Stream) -> None:
+        self._edge = edge
+        self._stream = stream
+        self._headers: dict[str, str] = {}
+        self._id = ""
+        self._ticket: Ticket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def received(self, message: bytes) -> None:
+        request = pb.ProcessingRequest.FromString(message)
+        match request.WhichOneof("request"):
+            case "request_headers":
+                self._headers = _pairs(request.request_headers.headers)
+                if request.request_headers.end_of_stream:
+                    self._refuse(bad_request("body", "the request has no body"))
+                else:
+                    self._stream.send(_GO_ON)
+            case "request_body":
+                body = request.request_body.body
+                fleet = asked_fleet(body, self._edge.gateway.core.models)
+                if isinstance(fleet, Refusal):
+                    self._refuse(fleet)
+                elif self._edge.served.has(fleet.key):
+                    self._let_in(fleet, retried=self._headers.get("x-stainless-retry-count", "0") != "0")
+                else:
+                    self._hold(fleet, len(body))
+            case "response_headers":
+                self._answered(_pairs(request.response_headers.headers).get(":status", ""))
+
+    def closed(self) -> None:
+        """Envoy has said all; a request that is held goes on."""
+
+    def lost(self) -> None:
+        if self._ticket is not None:
+            self._edge.gateway.abandon(self._ticket)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _let_in(self, fleet: Fleet, *, retried: bool) -> None:
+        unique = self._headers.get("x-request-id", "").replace(".", "")
+        self._id = sign(self._edge.key, fleet.key, unique, retried)
+        common = pb.CommonResponse()
+        set_header(common.header_mutation, "x-request-id", self._id)
+        out = pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+        self._stream.send(out.SerializeToString())
+
+    def _hold(self, fleet: Fleet, body_bytes: int) -> None:
+        """SMG cannot make its prompt before a first replica gave the tokenizer: the fleet starts, or sleeps, and this is the
+        demand that wakes it."""
+        unique = self._headers.get("x-request-id", "")
+        answer = self._edge.gateway.pick(
+            fleet, Ask(unique, "generate", None, body_bytes), lambda later: self._held(fleet, later)
+        )
+        if isinstance(answer, Ticket):
+            self._ticket = answer
+        else:
+            self._held(fleet, answer)
+
+    def _held(self, fleet: Fleet, answer: Pick | Refusal) -> None:
+        self._ticket = None
+        if isinstance(answer, Refusal):
+            self._refuse(answer)
+            return
+        # There is a replica. Its place is free again: the request takes one when SMG has made its prompt.
+        unique = self._headers.get("x-request-id", "")
+        self._edge.gateway.finish(End(unique, fleet.key, ok=False, failed=False))
+        self._task = asyncio.create_task(self._when_served(fleet))
+        self._edge.tasks.add(self._task)
+        self._task.add_done_callback(self._edge.tasks.discard)
+
+    async def _when_served(self, fleet: Fleet) -> None:
+        if await self._edge.served.wait(fleet.key, TOKENIZER_WAIT_S):
+            self._let_in(fleet, retried=True)
+        else:
+            why = self._edge.served.why_not(fleet.key) or "its tokenizer did not come"
+            self._refuse(
+                Refusal(
+                    "UNAVAILABLE",
+                    "NO_TOKENIZER",
+                    f"fleet {fleet.key} has a replica, but serves no OpenAI requests yet: {why}",
+                    retry_after_s=5.0,
+                )
+            )
+
+    def _answered(self, status: str) -> None:
+        retry_s = self._edge.retry_after_s(self._id)
+        if status not in _COME_AGAIN:
+            self._stream.end(_NO_CHANGE)
+            return
+        common = pb.CommonResponse()
+        set_header(common.header_mutation, RETRY_AFTER, seconds(COME_AGAIN_S if retry_s is None else retry_s))
+        out = pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=common))
+        self._stream.end(out.SerializeToString())
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._stream.end(immediate(refusal).SerializeToString())
+
+
+def asked_fleet(body: bytes, models: ModelTable) -> Fleet | Refusal:
+    """The fleet of the body's `model`."""
+    try:
+        asked: Any = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return bad_request("body", f"is not JSON: {str(error)[:200] or type(error).__name__}")
+    model = asked.get("model") if isinstance(asked, dict) else None
+    if not isinstance(model, str) or not model:
+        known = ", ".join(models.names()[:5]) or "none"
+        return bad_request("model", f"must name a model; known models: {known}")
+    return models.find(model) or unknown_model(model, models.names())
+
+
+def _pairs(headers: Any) -> dict[str, str]:
+    return {h.key: (h.raw_value or h.value.encode()).decode("utf-8", "replace") for h in headers.headers}

@@ -1,0 +1,261 @@
+"""The OpenAI edge, in its pure parts: ids, who is asked for, what a replica's archive may be, Envoy's configuration."""
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401
+from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2  # noqa: F401
+from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2  # noqa: F401
+from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2  # noqa: F401
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from moefleet_gateway import methods
+from moefleet_gateway.bootstrap import bootstrap
+from moefleet_gateway.openai.edge import asked_fleet
+from moefleet_gateway.openai.errors import immediate, seconds
+from moefleet_gateway.openai.ids import mark, sign, verify
+from moefleet_gateway.openai.inner import NOT_OURS, Reader
+from moefleet_gateway.openai.listeners import add_openai
+from moefleet_gateway.openai.tokenizers import BUNDLE_MAX_BYTES, FILES_MAX, BundleError, Store, unpack
+from moefleet_gateway.picking.facts import Fleet
+from moefleet_gateway.picking.models import ModelTable
+from moefleet_gateway.picking.refusals import Refusal, queue_full, unknown_model
+from moefleet_gateway.requests import Read
+from moefleet_gateway.settings import SettingsError, load
+from smg_grpc_proto.generated import trtllm_service_pb2 as trt
+
+GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy-openai.json"
+KEY = b"k" * 32
+ON = {"POD_NAME": "gateway-0", "MOEFLEET_OPENAI_LISTEN": "[::]:8081"}
+CHAT = Fleet("team", "chat", "uid-chat", "2026-01-01T00:00:00Z", "chat-model")
+OTHER = Fleet("b", "x", "uid-x", "2026-01-02T00:00:00Z", "chat-model")  # younger: known as b/chat-model
+MODELS = ModelTable([CHAT, OTHER])
+
+
+# --- ids ---
+
+
+@given(
+    fleet=st.text(max_size=104),
+    unique=st.text("0123456789abcdef-", max_size=60),
+    retried=st.booleans(),
+    added=st.sampled_from(["", "-0191f3c2", "-p12-0191f3c2-aaaa"]),
+)
+def test_an_id_is_found_again_in_what_smg_makes_of_it(
+    fleet: str, unique: str, retried: bool, added: str
+) -> None:
+    edge_id = sign(KEY, fleet, unique, retried)
+    assert len(edge_id) <= 128
+    assert edge_id.isascii()
+    signed = verify(KEY, edge_id + added)
+    assert signed is not None
+    assert (signed.fleet, signed.retried, signed.edge_id) == (mark(fleet), retried, edge_id)
+    assert verify(b"another pod's key", edge_id + added) is None
+
+
+@given(st.data())
+def test_an_id_with_one_character_changed_is_nobodys(data: st.DataObject) -> None:
+    edge_id = sign(KEY, "team/chat", "6f1c", False)
+    at = data.draw(st.integers(0, len(edge_id) - 1))
+    other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != edge_id[at]))
+    assert verify(KEY, edge_id[:at] + other + edge_id[at + 1 :]) is None
+
+
+@pytest.mark.parametrize(
+    "forged", ["", "x", "mf.", "mf...", "mf.a.b", "mf.a.b.c", "mf.a.b.é", "chatcmpl-1", "mf.a.b." + "0" * 500]
+)
+def test_ids_of_others_are_nobodys(forged: str) -> None:
+    assert verify(KEY, forged) is None
+
+
+# --- what SMG sends ---
+
+
+def frame(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_else() -> None:
+    reader = Reader(KEY)
+    engine_id = sign(KEY, CHAT.key, "6f1c", True) + "-0191"
+    tokens = trt.TokenizedInput(input_token_ids=[1, 2, 3])
+    request = trt.GenerateRequest(request_id=engine_id, tokenized=tokens, max_tokens=5)
+    headers = {"x-request-id": "envoy's"}
+    read = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
+    assert isinstance(read, Read)
+    assert read.fleet is CHAT
+    assert (read.ask.request_id, read.ask.engine_request_id) == ("envoy's", engine_id)
+    assert (read.ask.ids, read.ask.max_tokens, read.ask.retried) == (3, 5, True)
+    abort = trt.AbortRequest(request_id=engine_id)
+    read = reader(methods.TRTLLM_ABORT, headers, frame(abort.SerializeToString()), MODELS)
+    assert isinstance(read, Read)
+    assert (read.fleet, read.abort_of) == (CHAT, engine_id)
+    for path, message, wanted in (
+        (
+            methods.TRTLLM_GENERATE,
+            trt.GenerateRequest(request_id="forged", tokenized=tokens),
+            "PERMISSION_DENIED",
+        ),
+        (methods.TRTLLM_ABORT, trt.AbortRequest(request_id="forged"), "PERMISSION_DENIED"),
+        (methods.GENERATE, abort, "UNIMPLEMENTED"),
+    ):
+        refusal = reader(path, headers, frame(message.SerializeToString()), MODELS)
+        assert isinstance(refusal, Refusal), path
+        assert refusal.status == wanted
+    bad = reader(methods.TRTLLM_GENERATE, headers, frame(b"\xff\xff"), MODELS)
+    assert isinstance(bad, Refusal)
+    assert bad.status == "INVALID_ARGUMENT"
+    gone = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), ModelTable([OTHER]))
+    assert gone is NOT_OURS
+
+
+# --- what clients send ---
+
+
+@pytest.mark.parametrize(
+    ("body", "fleet"),
+    [
+        (b'{"model": "chat-model"}', CHAT),
+        (b'{"model": "team/chat-model", "messages": []}', CHAT),
+        (b'{"model": "b/chat-model"}', OTHER),
+    ],
+)
+def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
+    assert asked_fleet(body, MODELS) is fleet
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        (b"", 400, "body", "not JSON"),
+        (b"{", 400, "body", "not JSON"),
+        (b"\xff\xfe{}", 400, "body", "not JSON"),
+        (b"[" * 100_000, 400, "body", "not JSON"),
+        (b"[]", 400, "model", "must name a model; known models: chat-model"),
+        (b'{"model": 5}', 400, "model", "must name a model"),
+        (b'{"model": ""}', 400, "model", "must name a model"),
+        (b'{"model": "gpt"}', 404, None, "model 'gpt' is not served here; known models: chat-model"),
+    ],
+)
+def test_wrong_bodies_are_refused_in_openais_words(
+    body: bytes, status: int, param: str | None, words: str
+) -> None:
+    refusal = asked_fleet(body, MODELS)
+    assert isinstance(refusal, Refusal)
+    answer = immediate(refusal).immediate_response
+    assert answer.status.code == status
+    error = json.loads(answer.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert words in error["message"]
+
+
+def test_a_refusal_says_when_to_come_again() -> None:
+    answer = immediate(queue_full("team/chat", 10, 10, 1.2)).immediate_response
+    headers = {o.header.key: o.header.raw_value.decode() for o in answer.headers.set_headers}
+    assert answer.status.code == 429
+    assert headers == {"content-type": "application/json", "retry-after": "2"}
+    assert json.loads(answer.body)["error"]["code"] == "rate_limit_exceeded"
+    never = immediate(unknown_model("x", ())).immediate_response
+    assert "retry-after" not in {o.header.key for o in never.headers.set_headers}
+    assert [seconds(s) for s in (0.0, 0.2, 1.0, 1.1)] == ["1", "1", "1", "2"]
+
+
+# --- tokenizers ---
+
+
+def archive(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in files.items():
+            made.writestr(name.replace("__", "/").replace("_dot_", "."), content)
+    return out.getvalue()
+
+
+GOOD = {"tokenizer.json": b"{}", "config.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a zip"),
+        (b"PK\x03\x04 and no more", "not a zip"),
+        (archive(**GOOD)[:-30], "not a zip"),
+        (archive(**{"config.json": b"{}"}), "no tokenizer.json"),
+        (archive(**GOOD, **{"../evil": b"x"}), "is a path"),
+        (archive(**GOOD, **{"/evil": b"x"}), "is a path"),
+        (archive(**GOOD, **{"a/tokenizer.json": b"x"}), "is a path"),
+        (archive(**GOOD, **{f"{n}": b"" for n in range(FILES_MAX)}), "files, at most"),
+        (archive(**GOOD, bomb=b"\0" * (BUNDLE_MAX_BYTES + 1)), "bytes unpacked"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_replicas_archive_is_refused_with_a_reason(data: bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=words):
+        unpack(data, tmp_path)
+    assert not list(tmp_path.parent.glob("evil"))
+
+
+async def test_the_store_keeps_one_bundle_a_fleet_and_finds_it_after_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find(CHAT) is None
+    first = await store.put(CHAT, archive(**GOOD))
+    assert (first / "config.json").read_bytes() == b"{}"
+    assert await store.put(CHAT, archive(**GOOD)) == first
+    second = await store.put(CHAT, archive(**{"tokenizer.json": b'{"a": 1}'}))
+    assert Store(tmp_path).find(CHAT) == second
+    assert not first.exists()
+    await store.put(OTHER, archive(**GOOD))
+    await store.keep([CHAT])
+    assert (store.find(CHAT), store.find(OTHER)) == (second, None)
+    with pytest.raises(BundleError):
+        await store.put(OTHER, b"nonsense")
+    assert store.find(OTHER) is None
+
+
+# --- Envoy's configuration ---
+
+
+def made() -> dict[str, object]:
+    settings = load(ON)
+    assert settings.openai is not None
+    return add_openai(bootstrap(settings), settings, settings.openai)
+
+
+def test_the_configuration_is_the_reviewed_one() -> None:
+    text = json.dumps(made(), indent=1) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_every_field_is_one_that_envoy_knows() -> None:
+    json_format.ParseDict(made(), bootstrap_pb2.Bootstrap())
+
+
+def test_only_three_paths_are_open_and_what_lies_behind_is_on_loopback() -> None:
+    listeners = {one["name"]: one for one in made()["static_resources"]["listeners"]}
+    assert set(listeners) == {"grpc", "openai", "inner"}
+    manager = listeners["openai"]["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+    paths = [route["match"]["path"] for route in routes if "path" in route["match"]]
+    assert paths == ["/v1/chat/completions", "/v1/completions", "/v1/models"]
+    assert routes[-1]["direct_response"]["status"] == 404
+    assert listeners["inner"]["address"]["socket_address"]["address"] == "127.0.0.1"
+    # A drain closes the listeners of consumers, and leaves what they began its way to the replicas.
+    assert [listeners[n]["traffic_direction"] for n in ("grpc", "openai", "inner")] == [
+        "INBOUND",
+        "INBOUND",
+        "OUTBOUND",
+    ]
+    with pytest.raises(SettingsError, match="MOEFLEET_OPENAI_SMG must be a loopback address"):
+        load({**ON, "MOEFLEET_OPENAI_SMG": "[::]:8505"})
