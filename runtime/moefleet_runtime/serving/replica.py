@@ -284,6 +284,7 @@ class Replica:
         except FatalError as error:
             self.apply(Failed(error.failure))
             return
+        self._served.folder = self._model_path
         self._view.info = info
         self._served.limits = ModelLimits(
             context_length=min(info.context_length, self._config.context_length),
@@ -291,7 +292,6 @@ class Replica:
             kv_max_tokens=info.kv_max_tokens,
             eos_token_ids=info.eos_token_ids,
             supports=info.supports,
-        self._served.folder = self._model_path
         )
         self._admission.places = info.max_batch_size + self._config.limits.queued_requests
         log.info(
