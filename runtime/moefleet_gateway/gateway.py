@@ -34,6 +34,8 @@ class Gateway:
         self.draining = False
         self.load_wanted: Callable[[Replica], None] = lambda replica: None
         self.load_unwanted: Callable[[str], None] = lambda uid: None
+        # A fleet without a replica was called: whoever counts the demand tells it at once.
+        self.called = asyncio.Event()
         self._waiters: dict[int, Callable[[Pick | Refusal], None]] = {}
         self._pump_soon = False
         self._expiry: asyncio.TimerHandle | None = None
@@ -55,6 +57,8 @@ class Gateway:
     ) -> Pick | Refusal | Ticket:
         """A ticket says that the request is held: then `later` gets its answer, unless it is abandoned before."""
         answer = self.core.arrive(fleet, ask, self.now())
+        if not isinstance(answer, Pick) and self.core.newly_called():
+            self.called.set()
         if isinstance(answer, Ticket):
             self._waiters[answer.number] = later
             self._plan_expiry()

@@ -122,7 +122,7 @@ async def serve(settings: Settings, source: Source) -> None:
                 ("source", source.run(gateway, listed.set)),
                 ("sync", _sync(gateway, loads, admin, listed)),
                 ("sweep", _every(SWEEP_EVERY_S, _async(gateway.sweep))),
-                ("demand", _every(SAMPLE_EVERY_S, demand.take)),
+                ("demand", _tell_demand(gateway, demand)),
                 ("count", _count(gateway, admin)),
                 ("health", _health(gateway, consumer_health, probe_health)),
             )
@@ -252,6 +252,16 @@ async def _metrics_server(gateway: Gateway, admin: EnvoyAdmin, settings: Setting
     host = settings.metrics_listen.host
     await web.TCPSite(runner, None if host in ("", "::") else host, settings.metrics_listen.port).start()
     return runner
+
+
+async def _tell_demand(gateway: Gateway, demand: DemandLog) -> None:
+    """Every few seconds, and at once when a fleet that sleeps is called: waiting for the next sample would be a large part of
+    a short cold start."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(gateway.called.wait(), SAMPLE_EVERY_S)
+        gateway.called.clear()
+        await demand.take()
 
 
 async def _every(period_s: float, do: Callable[[], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ from moefleet_perf import (
 )
 
 from moefleet_operator.api import EngineSpec, MoEFleetSpec, parse_duration_s
-from moefleet_operator.planning.observed import Replica
+from moefleet_operator.planning.observed import Json, Replica
 from moefleet_operator.scaling import Policy, Supply
 
 # As the engine takes it: a replica with more does not start.
@@ -94,6 +94,22 @@ def supply(replicas: Sequence[Replica], target: int, cold_starts_s: Sequence[flo
         draining=sum(1 for r in replicas if r.draining and not r.pod.terminating),
         cold_starts_s=tuple(cold_starts_s)[-COLD_STARTS_MAX:],
     )
+
+
+def told_target(raw: Json, minimum: int) -> int:
+    """The number that the fleet's status has; of a fleet without one, `minimum`. Before the first plan of a new leader
+    this is all that is known: taking minReplicas instead would wake every fleet that sleeps."""
+    found = (raw.get("status") or {}).get("desiredReplicas")
+    return found if isinstance(found, int) else minimum
+
+
+def told_cold_starts_s(raw: Json) -> tuple[float, ...]:
+    """What an operator before us measured, from the status: a fleet that sleeps has no replica whose start we could see."""
+    found = (raw.get("status") or {}).get("coldStart") or {}
+    try:
+        return tuple(parse_duration_s(str(found[name])) for name in ("p50", "p90") if name in found)
+    except (TypeError, ValueError):
+        return ()
 
 
 def cold_start_s(replica: Replica) -> float | None:

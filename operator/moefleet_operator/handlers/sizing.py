@@ -19,17 +19,20 @@ from moefleet_operator.kube.clock import Clock
 from moefleet_operator.metrics import Metrics
 from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
-from moefleet_operator.scaling import Decision, State, decide, remember, resumed
+from moefleet_operator.scaling import Decision, State, decide, remember, resumed, shifted
 from moefleet_operator.telemetry import GatewayTarget, ReplicaTarget, TelemetryHub
 
 from .keeping import StateKeeper
 from .numbers import numbers
-from .policy import COLD_STARTS_MAX, cold_start_s, policy, supply
+from .policy import COLD_STARTS_MAX, cold_start_s, policy, supply, told_cold_starts_s, told_target
 
 # As the law expects it.
 TICK_S: Final = 5.0
-# New pods are listened to this soon: registration and drain wait for what they say.
+# New pods are listened to this soon: registration and drain wait for what they say. So is a request for a fleet that
+# sleeps: a whole tick would be a large part of a short cold start.
 TARGETS_EVERY_S: Final = 0.5
+# The wall clock against the monotonic one: more is no drift but somebody who set the clock.
+CLOCK_SET_S: Final = 2.0
 # Gateways replay the last hour within a second; one that is silent for longer must not keep a fleet from being decided on.
 REPLAY_MAX_S: Final = 30.0
 
@@ -43,6 +46,8 @@ class _Memory:
     state: State | None = None
     told: tuple[int, str, bool] | None = None
     numbers: Json | None = None
+    # Arrivals as of the last decision.
+    arrivals: float = 0.0
     cold_starts_s: deque[float] = field(default_factory=lambda: deque(maxlen=COLD_STARTS_MAX))
     # Replicas whose cold start is counted, or was over before we looked.
     counted: set[str] = field(default_factory=set)
@@ -76,6 +81,8 @@ class Sizing:
         self._gateways: frozenset[GatewayTarget] | None = None
         # By pod uid, and what each was made from: most of a thousand pods are what they were half a second ago.
         self._replicas: dict[str, tuple[PodFacts, ReplicaTarget]] | None = None
+        # Wall minus monotonic clock, as last seen.
+        self._offset_s: float | None = None
 
     async def run(self) -> None:
         next_tick = self._clock.now()
@@ -84,6 +91,8 @@ class Sizing:
             if self._clock.now() >= next_tick:
                 next_tick = self._clock.now() + TICK_S
                 self.tick()
+            else:
+                self.wake()
             await self._clock.sleep(TARGETS_EVERY_S)
 
     def listen(self) -> None:
@@ -127,19 +136,50 @@ class Sizing:
             self._memories.clear()
             self._errors.clear()
             return
-        wall = self._clock.wall()
+        self._follow_clock()
         for fleet, raw in fleets.items():
-            try:
-                spec = MoEFleetSpec.model_validate(raw.get("spec") or {})
-            except ValidationError:
-                # The planner says what is wrong with it.
+            self._try(fleet, raw, self._clock.wall())
+
+    def wake(self) -> None:
+        """Between ticks: fleets that sleep and are called are decided on at once."""
+        if not any(self._view.target(fleet) == 0 for fleet in self._memories):
+            return
+        if not self._view.leading(self._clock.now()):
+            return
+        fleets = self._view.fleets()
+        self._follow_clock()
+        for fleet, memory in list(self._memories.items()):
+            if self._view.target(fleet) != 0 or fleet not in fleets:
                 continue
-            try:
-                self._decide(fleet, _uid(raw), spec, wall)
-                self._errors.pop(fleet, None)
-            # One fleet that we cannot decide on must not stop the others, as in the core; it is tried again, and it is said.
-            except Exception as error:
-                self._failed(fleet, spec, error)
+            arrivals, waiting = self._hub.calls(fleet)
+            if waiting or arrivals > memory.arrivals:
+                self._try(fleet, fleets[fleet], self._clock.wall())
+
+    def _follow_clock(self) -> None:
+        """Somebody set the clock: what is remembered moves along, or an hour would have passed in which nobody called."""
+        offset_s = self._clock.wall() - self._clock.now()
+        before_s, self._offset_s = self._offset_s, offset_s
+        if before_s is None or abs(offset_s - before_s) < CLOCK_SET_S:
+            return
+        by_s = offset_s - before_s
+        log.warning("ClockSet", message=f"the clock of this node was set by {by_s:+.0f} s")
+        for memory in self._memories.values():
+            memory.since += by_s
+            if memory.state is not None:
+                memory.state = shifted(memory.state, by_s)
+
+    def _try(self, fleet: Key, raw: Json, wall: float) -> None:
+        try:
+            spec = MoEFleetSpec.model_validate(raw.get("spec") or {})
+        except ValidationError:
+            # The planner says what is wrong with it.
+            return
+        try:
+            self._decide(fleet, raw, spec, wall)
+            self._errors.pop(fleet, None)
+        # One fleet that we cannot decide on must not stop the others, as in the core; it is tried again, and it is said.
+        except Exception as error:
+            self._failed(fleet, spec, error)
 
     def _failed(self, fleet: Key, spec: MoEFleetSpec, error: Exception) -> None:
         memory = self._memories.get(fleet)
@@ -156,8 +196,8 @@ class Sizing:
         if spec.scaling.mode != "External":
             self._emit(DecisionMade(fleet, None, reasons.INTERNAL_ERROR, said))
 
-    def _decide(self, fleet: Key, uid: str, spec: MoEFleetSpec, wall: float) -> None:
-        memory = self._memories.get(fleet)
+    def _decide(self, fleet: Key, raw: Json, spec: MoEFleetSpec, wall: float) -> None:
+        uid, memory = _uid(raw), self._memories.get(fleet)
         if memory is None or memory.uid != uid:
             if memory is not None:
                 self._forget(fleet)
@@ -167,9 +207,14 @@ class Sizing:
         target = self._view.target(fleet)
         wishes = policy(spec)
         have = supply(
-            replicas, spec.scaling.min_replicas if target is None else target, memory.cold_starts_s, wall
+            replicas,
+            told_target(raw, spec.scaling.min_replicas) if target is None else target,
+            memory.cold_starts_s or told_cold_starts_s(raw),
+            wall,
         )
         sample = self._hub.sample(fleet, wishes, have, wall)
+        if sample.demand is not None:
+            memory.arrivals = sample.demand.arrivals
         complete = sample.demand is not None and sample.silent_gateways == 0
         asked, kept = (True, None) if self._keeper is None else self._keeper.recall(fleet, uid)
         patient = wall <= memory.since + REPLAY_MAX_S

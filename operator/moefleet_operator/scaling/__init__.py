@@ -6,7 +6,7 @@ one replica can carry (moefleet_perf). `now` is unix seconds, so that a state ou
 """
 
 from moefleet_operator.scaling.decide import decide
-from moefleet_operator.scaling.state import State, remember, resumed
+from moefleet_operator.scaling.state import State, remember, resumed, shifted
 from moefleet_operator.scaling.types import (
     REASONS,
     Attained,
@@ -41,4 +41,5 @@ __all__ = [
     "decide",
     "remember",
     "resumed",
+    "shifted",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from moefleet_operator.scaling.asleep import called, may_sleep, woken
 from moefleet_operator.scaling.headroom import observed as surprised
 from moefleet_operator.scaling.headroom import settled
 from moefleet_operator.scaling.law import FORECAST_WINDOW_S, TPOT_SHARE, need
@@ -46,6 +47,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
         found_target = sample.supply.target if sample.supply.cold_starts_s else 0
         remembered = replace(remembered, since_s=now, found_target=found_target)
     remembered = _called(observed(remembered, sample, now), sample, now)
+    remembered = woken(remembered, sample, dead_after_s(sample.supply), now)
     lead_s = cold_start_quantile_s(sample.supply, 0.9) + TICK_S
     terms = Terms(lead_s=lead_s, hold_s=hold_s(sample.supply))
     policy = sample.policy
@@ -114,13 +116,18 @@ class _Tick:
     def targeted(self) -> Decision:
         supply = self.supply
         wanted, would_do = self.terms.wanted, self.terms.enough
-        if self._may_sleep() and not self.terms.forecast:
+        asleep = self._asleep()
+        idle = asleep or self._may_sleep()
+        if asleep:
+            # Even one request, which is no work to speak of, wakes it, and nothing else does.
+            wanted, would_do = (max(wanted, 1), would_do) if called(self.state) else (0, 0)
+        elif idle and not self.terms.forecast:
             # Nobody called for as long as the owner said: that is believed.
             wanted = would_do = 0
         if wanted == 0 and _anybody_there(self.sample):
             wanted = 1
         # Asleep is all or nothing: a fleet that is needed at all has minReplicas.
-        low = 0 if wanted == 0 and self._may_sleep() else self.policy.min_replicas
+        low = 0 if wanted == 0 and idle else self.policy.min_replicas
         limit_s = dead_after_s(supply)
         dead = min(sum(age_s > limit_s for age_s in supply.pending_ages_s), MAX_REPLACEMENTS)
         # Replacements only as far as the living do not suffice.
@@ -221,7 +228,9 @@ class _Tick:
         if reason is Reason.AT_MINIMUM:
             why = f"minReplicas is {self.policy.min_replicas}"
         message = sentence(self.sample, self.terms, why)
-        return Decision(replicas, reason, message, self.terms, self.state, certain)
+        wakes = replicas > 0 and self.supply.target == 0
+        state = replace(self.state, woke_s=self.now) if wakes else self.state
+        return Decision(replicas, reason, message, self.terms, state, certain)
 
     def _why_up(self) -> Reason:
         terms = self.terms
@@ -244,10 +253,12 @@ class _Tick:
             return Reason.IDLE
         return Reason.AT_MINIMUM if self.terms.wanted < low else Reason.DEMAND_STEADY
 
+    def _asleep(self) -> bool:
+        """Only a call wakes it: no lost memory, whose idle clock begins anew, and no gateway that says nothing."""
+        return self.supply.target == 0 and self.policy.scale_to_zero_after_s is not None
+
     def _may_sleep(self) -> bool:
-        after_s = self.policy.scale_to_zero_after_s
-        known = not (self.sample.silent_gateways or self.sample.silent_replicas)
-        return after_s is not None and known and self.now - self.state.last_call_s >= after_s
+        return may_sleep(self.state, self.sample, cold_start_quantile_s(self.supply, 0.9), self.now)
 
 
 def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:

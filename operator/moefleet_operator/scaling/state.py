@@ -82,6 +82,8 @@ class State:
     last_down_s: float = 0.0
     # Last time that something arrived, waited or ran; for sleeping.
     last_call_s: float = 0.0
+    # When the target last left zero; 0: not since this memory began.
+    woke_s: float = 0.0
     # Mean request when last there was one: prompt, cached and output tokens.
     mix: tuple[float, float, float] | None = None
     # Highest forecast of late in replicas, and when it was that; it fades (law).
@@ -107,6 +109,7 @@ class State:
             "wishes": [[_short(self.last_s - w.at_s), w.replicas] for w in self.wishes],
             "down": round(self.last_down_s, 1),
             "call": round(self.last_call_s, 1),
+            "woke": round(self.woke_s, 1),
             "mix": None if self.mix is None else [_short(x) for x in self.mix],
             "level": [_short(self.level[0]), round(self.level[1], 1)],
             "surprises": {
@@ -146,6 +149,8 @@ class State:
                 wishes=tuple(Wish(last - float(age), int(n)) for age, n in data["wishes"]),
                 last_down_s=float(data["down"]),
                 last_call_s=float(data["call"]),
+                # Absent in what an older release kept.
+                woke_s=float(data.get("woke", 0.0)),
                 mix=None if data["mix"] is None else tuple(map(float, data["mix"])),  # type: ignore[arg-type]
                 level=(float(data["level"][0]), float(data["level"][1])),
                 surprises=_surprises(data["surprises"], last),
@@ -154,6 +159,32 @@ class State:
             )
         except (ValueError, TypeError, KeyError):
             return None
+
+
+def shifted(state: State, by_s: float) -> State:
+    """The same memory after the clock was set: every time in it moves along, so that nothing looks older or newer than it
+    is. Times that are 0 mean "never" and stay."""
+
+    def moved(at_s: float) -> float:
+        return at_s + by_s if at_s else 0.0
+
+    return replace(
+        state,
+        since_s=moved(state.since_s),
+        last_s=moved(state.last_s),
+        buckets=tuple(replace(b, end_s=b.end_s + by_s) for b in state.buckets),
+        wishes=tuple(replace(w, at_s=w.at_s + by_s) for w in state.wishes),
+        last_down_s=moved(state.last_down_s),
+        last_call_s=moved(state.last_call_s),
+        woke_s=moved(state.woke_s),
+        level=(state.level[0], moved(state.level[1])),
+        surprises=replace(
+            state.surprises,
+            at_s=moved(state.surprises.at_s),
+            forecasts=tuple((at + by_s, f) for at, f in state.surprises.forecasts),
+        ),
+        budget=replace(state.budget, at_s=moved(state.budget.at_s)),
+    )
 
 
 def window(state: State, now: float, length_s: float) -> Bucket:

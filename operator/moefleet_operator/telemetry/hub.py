@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 # Loads that only moved are told at most so often; a change of state, a new stream and a broken one at once.
 UPDATE_INTERVAL_S = 1.0
+# The age of a draining replica's oldest stream is told in steps of this.
+DRAIN_AGE_STEP_S = 30.0
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -141,6 +143,11 @@ class TelemetryHub:
             steps=self._replicas.steps(fleet),
             attained=attained(ttft, tpot, ttft_limit_s=policy.ttft_s, tpot_limit_s=policy.tpot_s),
         )
+
+    def calls(self, fleet: Key) -> tuple[float, int]:
+        """Requests that ever arrived for it, as far as is known, and those that wait in the gateways now: a few look-ups, for
+        whoever waits for a first one."""
+        return self._demand.totals(fleet).arrivals, self._demand.queue(fleet).requests
 
     def history(self, fleet: Key, now: float) -> list[DemandPoint]:
         """What gateways replayed of the last hour: `scaling.remember(hub.history(fleet, now), now)` is a first state.
@@ -306,7 +313,9 @@ def _first_error(
 
 
 def _differs(load: ReplicaLoad | None, told: ReplicaLoad | None) -> bool:
-    """Age alone is no news."""
+    """Age alone is no news, but how long the oldest stream of a drain has been running decides when it ends."""
     if load is None or told is None:
         return load is not told
+    if load.state == "DRAINING" and load.oldest_active_s >= told.oldest_active_s + DRAIN_AGE_STEP_S:
+        return True
     return replace(load, oldest_active_s=0.0) != replace(told, oldest_active_s=0.0)

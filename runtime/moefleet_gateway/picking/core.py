@@ -19,7 +19,8 @@ from moefleet_gateway.picking.facts import Fleet, Load, Replica, Target
 from moefleet_gateway.picking.lengths import Lengths, Mean
 from moefleet_gateway.picking.models import ModelTable
 from moefleet_gateway.picking.prefixes import HIT_SHARE_MIN, PrefixIndex
-from moefleet_gateway.picking.refusals import Refusal, held_too_long, no_replica, queue_full
+from moefleet_gateway.picking.refusals import Refusal, held_too_long, no_replica, queue_full, waking
+from moefleet_gateway.picking.waking import Wake, come_again_s, too_long
 
 # A request sent this shortly before a LoadSample came may not have been in it.
 SAMPLE_SKEW_S = 0.05
@@ -107,6 +108,7 @@ class Lane:
     waiting: OrderedDict[int, Waiting] = field(default_factory=OrderedDict)
     in_flight: int = 0
     gone: bool = False
+    wake: Wake = field(default_factory=Wake)
 
     def queue_now(self, now: float) -> QueueNow:
         if not self.waiting:
@@ -133,6 +135,7 @@ class Core:
         self._sent: dict[str, deque[Flight]] = {}
         self._inherited: dict[tuple[str, str], int] = {}
         self._with_queue: set[str] = set()
+        self._newly_called: set[str] = set()
         self._abort: OrderedDict[tuple[str, str], Target] = OrderedDict()
         self._turn = turn
         self._next_ticket = 0
@@ -151,6 +154,8 @@ class Core:
                 self.lanes[key] = Lane(fleet, waiting=waiting)
             else:
                 lane.fleet, lane.gone = fleet, False
+            if fleet.ready_replicas:
+                self.lanes[key].wake.over()
         for key in before - set(self.models.by_key):
             self.lanes[key].gone = True
         if before != set(self.models.by_key):
@@ -228,7 +233,16 @@ class Core:
         if not lane.waiting:
             pick = self._pick(lane, Waiting(ask, prompt, output, now), now)
             if pick is not None:
+                lane.wake.over()
                 return pick
+        if not self.endpoints.coming(fleet.key):
+            if lane.wake.asked(now):
+                self._newly_called.add(fleet.key)
+            hold_s = self._hold_s(fleet)
+            if fleet.cold_start is not None and too_long(fleet, lane.wake, hold_s, now):
+                lane.demand.shed += 1
+                again_s = max(RETRY_AFTER_MIN_S, come_again_s(fleet, lane.wake, now) or 0.0)
+                return waking(fleet.key, fleet.cold_start.p50_s, hold_s, again_s)
         limit = fleet.limits.queued_requests
         if len(lane.waiting) >= limit:
             lane.demand.shed += 1
@@ -254,6 +268,8 @@ class Core:
                     answer = refuse(key, hold_s, self._retry_after_s(lane, now))
                 if answer is None:
                     break
+                if isinstance(answer, Pick):
+                    lane.wake.over()
                 del lane.waiting[number]
                 out.append((number, answer))
             if not lane.waiting:
@@ -324,6 +340,11 @@ class Core:
             if lane.gone and not lane.waiting and lane.in_flight <= 0:
                 del self.lanes[key]
         return gone
+
+    def newly_called(self) -> set[str]:
+        """Fleets without a replica whose first request has come since this was last asked: the operator should know at once."""
+        found, self._newly_called = self._newly_called, set()
+        return found
 
     # --- inside ---
 
@@ -417,6 +438,9 @@ class Core:
         return min(fleet.limits.hold_s, self.hold_max_s)
 
     def _retry_after_s(self, lane: Lane, now: float) -> float:
+        again_s = come_again_s(lane.fleet, lane.wake, now) if lane.wake.since_s is not None else None
+        if again_s is not None:
+            return max(RETRY_AFTER_MIN_S, again_s)
         return min(RETRY_AFTER_MAX_S, max(RETRY_AFTER_MIN_S, lane.queue_now(now).oldest_s / 2))
 
 

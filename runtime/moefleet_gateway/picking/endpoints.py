@@ -170,6 +170,10 @@ class Endpoints:
             self._choosable[fleet] = known
         return known
 
+    def coming(self, fleet: str) -> bool:
+        """Somebody may be chosen, or will be as soon as Envoy has confirmed it."""
+        return any(e.state is not State.WITHDRAWN for e in self._by_fleet.get(fleet, {}).values())
+
     def clusters(self, fleets: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """What Envoy should have: addresses by cluster. A cluster outlives its fleet while something runs in it."""
         out: dict[str, tuple[str, ...]] = dict.fromkeys(fleets, ())

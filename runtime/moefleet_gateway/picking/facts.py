@@ -15,6 +15,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdStart:
+    """From creating a pod to its first served token, as the fleet's status has it."""
+
+    p50_s: float
+    p90_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     namespace: str
     name: str
@@ -24,6 +32,8 @@ class Fleet:
     engine: str = ""
     context_length: int = 0  # 0: unknown, then nothing is refused for its length
     limits: Limits = field(default_factory=Limits)
+    ready_replicas: int | None = None  # of the status; None: it says nothing
+    cold_start: ColdStart | None = None  # None: not measured yet
 
     @property
     def key(self) -> str:

@@ -89,6 +89,17 @@ def held_too_long(fleet: str, hold_s: float, retry_after_s: float) -> Refusal:
     )
 
 
+def waking(fleet: str, start_s: float, hold_s: float, retry_after_s: float) -> Refusal:
+    return Refusal(
+        "UNAVAILABLE",
+        "WAKING",
+        f"fleet {fleet} has no serving replica and starts one, which takes {start_s:.0f} s, longer than limits.hold of "
+        f"{hold_s:g} s; come again in {retry_after_s:.0f} s",
+        metadata=(("fleet", fleet),),
+        retry_after_s=retry_after_s,
+    )
+
+
 def no_replica(fleet: str, waited_s: float, retry_after_s: float) -> Refusal:
     waited = f" within {waited_s:g} s (limits.hold)" if waited_s > 0 else ""
     return Refusal(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from moefleet_gateway.picking.facts import Fleet, Limits, Replica
+from moefleet_gateway.picking.facts import ColdStart, Fleet, Limits, Replica
 
 LABEL_FLEET = "moefleet.io/fleet"
 CONDITION_DRAINING = "moefleet.io/Draining"
@@ -20,7 +20,7 @@ _UNIT_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 def fleet(obj: Mapping[str, Any]) -> Fleet | None:
     """None for an object without a model name: the API server refuses those, a file may have one."""
-    meta, spec = obj.get("metadata") or {}, obj.get("spec") or {}
+    meta, spec, status = obj.get("metadata") or {}, obj.get("spec") or {}, obj.get("status") or {}
     model = spec.get("model") or {}
     if not model.get("name") or not meta.get("name"):
         return None
@@ -33,6 +33,8 @@ def fleet(obj: Mapping[str, Any]) -> Fleet | None:
         engine=(spec.get("engine") or {}).get("type", ""),
         context_length=_whole(model.get("contextLength"), 0),
         limits=limits(spec.get("limits") or {}),
+        ready_replicas=_count(status.get("readyReplicas")),
+        cold_start=cold_start(status.get("coldStart") or {}),
     )
 
 
@@ -43,6 +45,12 @@ def limits(raw: Mapping[str, Any]) -> Limits:
         hold_s=duration_s(raw.get("hold"), default.hold_s),
         stream_duration_s=duration_s(raw.get("streamDuration"), default.stream_duration_s),
     )
+
+
+def cold_start(raw: Mapping[str, Any]) -> ColdStart | None:
+    """None: not measured, or said in a way that we do not understand."""
+    p50_s, p90_s = duration_s(raw.get("p50"), 0.0), duration_s(raw.get("p90"), 0.0)
+    return ColdStart(p50_s, max(p50_s, p90_s)) if p50_s > 0 else None
 
 
 def replica(pod: Mapping[str, Any]) -> Replica | None:
@@ -91,6 +99,10 @@ def _ports(spec: Mapping[str, Any]) -> dict[str, int]:
         for port in container.get("ports") or ()
         if port.get("name") in ("grpc", "control")
     }
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _whole(value: object, default: int) -> int:

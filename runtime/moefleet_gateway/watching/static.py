@@ -1,7 +1,8 @@
 """Fleets and replicas from a JSON file, read again when it changes: for trying the gateway by hand, and for tests.
 
 {"fleets": [{"namespace", "name", "model", "uid"?, "created"?, "engine"?, "contextLength"?,
-             "limits"?: {"queuedRequests", "hold", "streamDuration"}}],
+             "limits"?: {"queuedRequests", "hold", "streamDuration"},
+             "readyReplicas"?: 0, "coldStart"?: {"p50": "4m", "p90": "5m"}}],
  "replicas": [{"uid", "fleet": "<namespace>/<name>", "address": "ip:port", "control"?: "ip:port", "name"?,
                "ready"?: true, "draining"?: false}]}
 Without `control` a replica counts as serving and its load is what this gateway sent to it.
@@ -19,7 +20,7 @@ import structlog
 
 from moefleet_gateway.picking.facts import Fleet, Replica
 from moefleet_gateway.watching import SourceError, World
-from moefleet_gateway.watching.objects import limits
+from moefleet_gateway.watching.objects import cold_start, limits
 
 LOOK_EVERY_S = 0.1
 log = structlog.get_logger()
@@ -76,6 +77,8 @@ def parse(content: bytes, name: str) -> tuple[list[Fleet], dict[str, Replica]]:
                 engine=f.get("engine", ""),
                 context_length=f.get("contextLength", 0),
                 limits=limits(f.get("limits", {})),
+                ready_replicas=f.get("readyReplicas"),
+                cold_start=cold_start(f.get("coldStart", {})),
             )
             for f in data.get("fleets", ())
         ]
