@@ -40,6 +40,7 @@ def compare_command(
         bool, typer.Option("--cached", help="Run nothing: report and judge what the cache has of the study.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write verdict and tables here, to be read without a browser.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write all numbers here.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:  # fmt: skip
@@ -51,6 +52,7 @@ def compare_command(
         from moefleet_replay.compare_jobs import cached_runs, run_study
         from moefleet_replay.compare_verdict import judged
         from moefleet_replay.report import comparison_html, comparison_json
+        from moefleet_replay.report_text import comparison_markdown
 
         study = load_study(study_file, traces, subset)
         if cached:
@@ -65,6 +67,8 @@ def compare_command(
             written(json_out, json.dumps(document, indent=1) + "\n")
         if html is not None:
             written(html, comparison_html(study, results, command))
+        if markdown is not None:
+            written(markdown, comparison_markdown(study, results, command))
         lines = judged(study, results.summaries)
     for key, error in results.failed.items():
         print(f"failed: {key.setting} on {key.segment}, {key.calibration}, seed {key.seed}: {error}", file=sys.stderr)  # fmt: skip

@@ -254,7 +254,7 @@ def _curves(study: Study, point: Any) -> list[Curve]:
     ]  # fmt: skip
 
 
-def _against(study: Study, runs: Mapping[Key, Mapping[str, float]], lines: Sequence[Line]) -> str:
+def against_us(study: Study, runs: Mapping[Key, Mapping[str, float]], lines: Sequence[Line]) -> list[str]:
     """Lines that did not pass, segments that ours does not hold, and segments on which some setting of a peer holds for less."""
     said = [
         f"{line.word}: {line.rule} ({line.calibration}): {line.text}" for line in lines if not line.passed
@@ -275,6 +275,11 @@ def _against(study: Study, runs: Mapping[Key, Mapping[str, float]], lines: Seque
                     f"{segment.name} ({calibration}): {len(better)} settings of peers hold for less, the cheapest {best.setting.text} with"
                     f" {_percent(best.attainment.mean)} for {best.gpu_hours.mean:,.1f} GPU-hours; ours {_percent(own.attainment.mean)} for {own.gpu_hours.mean:,.1f}"
                 )
+    return said
+
+
+def _against(study: Study, runs: Mapping[Key, Mapping[str, float]], lines: Sequence[Line]) -> str:
+    said = against_us(study, runs, lines)
     if not said:
         return "<p>Nothing was found against ours in these runs.</p>"
     return "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in said) + "</ul>"

@@ -13,6 +13,7 @@ from moefleet_replay.compare_verdict import Key
 from moefleet_replay.report import arrival_hashes, comparison_html, comparison_json, tuned_elsewhere
 from moefleet_replay.report_plots import frontier, timeline
 from moefleet_replay.report_run import run_html
+from moefleet_replay.report_text import comparison_markdown
 from moefleet_replay.result import DecisionLine, RunResult, Summary, Timeline
 from moefleet_studies import all_runs, make_study, outcome, setting
 
@@ -100,6 +101,19 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
         assert said in page
     # Pooled, three segments, and the days of ours, and of two peers.
     assert page.count("<svg ") == 1 + 3 + 3
+
+
+def test_the_text_has_the_verdict_every_cell_and_what_is_against_us() -> None:
+    made = results(ours=outcome(0.98, 100, 20))
+    del made.runs[Key("other", "side", "announcement", 0)]
+    text = comparison_markdown(STUDY, made, ["moefleet", "x"])
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert ["FAIL", "holds", "announcement"] in [row[:3] for row in rows]
+    # Three seeds of each, but for the one that was taken out; below the criterion a cell is marked.
+    assert ["`ours` (default)", *["~98.00% 100 h"] * 3] in rows
+    assert ["`calm:knob=2`", *["99.20% 130 h"] * 3] in rows
+    assert "- a (announcement): ours has 98.000 %" in text
+    assert comparison_markdown(STUDY, made, ["moefleet", "x"]) == text
 
 
 def test_the_same_results_give_the_same_page() -> None:
