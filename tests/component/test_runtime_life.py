@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from moefleet.replica.v1 import replica_pb2 as rep
 from moefleet_runtime.ending import Exit
 from moefleet_runtime_rig import ReplicaProcess, ask, ask_trtllm, generate_request, replica, trtllm_request
-from moefleet_runtime_rig.process import POD_UID
+from moefleet_runtime_rig.process import PATIENCE_S, POD_UID
 
 # Steps of about 65 ms: streams that are long in tokens are long in time.
 SLOW: dict[str, Any] = {"speed": 0.2}
@@ -354,3 +356,30 @@ async def test_a_taken_address_ends_the_start_and_leaves_no_engine(tmp_path: Pat
         async with replica(tmp_path, wait=False, listen=first.grpc_at) as second:
             assert await second.exit_status() == Exit.LISTEN
             assert json.loads(second.termination_log.read_text())["reason"] == "AddressUnavailable"
+
+
+async def test_sigterm_ends_a_process_that_has_hardly_begun() -> None:
+    """As PID 1, to which the kernel gives only what it has a handler for: here SIGTERM is ignored until there is one."""
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", f"trap '' TERM; exec {sys.executable} -m moefleet_runtime",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.to_thread(until_it_catches, process.pid, signal.SIGTERM)
+            process.terminate()
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    # Nothing was begun: it has not even read that it has no configuration.
+    assert (process.returncode, said) == (0, b"")
+
+
+def until_it_catches(pid: int, number: signal.Signals) -> None:
+    """Raises FileNotFoundError when it ends before."""
+    caught = 0
+    while not caught >> (number - 1) & 1:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(next(x for x in status.splitlines() if x.startswith("SigCgt:")).split()[1], 16)
+        time.sleep(0.001)

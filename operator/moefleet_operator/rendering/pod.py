@@ -20,6 +20,9 @@ Json = dict[str, Any]
 
 # Grace beyond the drain: SIGTERM, the engine's own end, and the kubelet's slack.
 GRACE_MARGIN_S = 30
+# The kernel drops a signal for PID 1 that it has no handler for, and the kubelet sends SIGTERM once: to a container that has
+# just begun it comes before Python is up, and is lost. So it comes this much later; deleting a replica takes as long.
+SIGTERM_AFTER_S = 3
 # The image has no user of ours to rely on; this is the usual "nonroot".
 USER_ID = 65532
 # Caches that engines write (Triton, compiled kernels): more than that is a leak.
@@ -202,6 +205,10 @@ def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
             "capabilities": {"drop": ["ALL"]},
         },
         **_probes(spec, mount),
+        # Not the handler `sleep`: API servers before 1.30 do not take it.
+        "lifecycle": {
+            "preStop": {"exec": {"command": ["python3", "-c", f"import time; time.sleep({SIGTERM_AFTER_S})"]}}
+        },
     }
     if mount.fetches and spec.model.credentials is not None:
         container["envFrom"] = [{"secretRef": {"name": spec.model.credentials.name}}]
