@@ -24,7 +24,9 @@ from .scenario import Load
 # Prompts that take turns; each has an answer of an undisturbed run to be compared with.
 PROMPTS = 12
 PROMPT_TOKENS = {"Simulated": 200, "Torch": 24}
-CONNECTIONS = 3
+# Each of our clients has a connection of its own: a Service balances connections, and with six some go through either gateway
+# (all through one: 1 in 32).
+CONNECTIONS = 6
 # Far beyond any stream here and inside limits.streamDuration (5 minutes) of the fleets.
 DEADLINE_S = 280.0
 # Headers of a call that has ended are there or never come.

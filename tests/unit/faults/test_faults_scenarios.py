@@ -55,9 +55,9 @@ def test_the_promises_are_not_softened_in_silence() -> None:
     assert soft == {
         "engine-host-killed": ("replica", 0),
         "envoy-killed": ("gateway", 60),
-        "gateway-cut-from-replica": ("replica", 0),
-        "node-frozen": ("replica", 0),
-        "node-frozen-for-a-minute": ("replica", 0),
+        "gateway-cut-from-replica": ("replica", 6),
+        "node-frozen": ("replica", 6),
+        "node-frozen-for-a-minute": ("replica", 6),
         "picker-killed": ("nobody", 20),
         "replica-killed": ("replica", 0),
         "replica-killed-torch": ("replica", 0),
