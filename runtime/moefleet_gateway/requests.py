@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from moefleet.inference.v1 import inference_pb2
-from moefleet_perf.prefixes import MAX_TOKENS, text_marks, token_marks
+from moefleet_perf.prefixes import text_marks, token_marks
 from smg_grpc_proto.generated import trtllm_service_pb2
 
 from moefleet_gateway import headers as names
@@ -115,7 +115,7 @@ def _generate(request: Any, request_id: str, retried: bool, models: ModelTable) 
     match request.WhichOneof("input"):
         case "token_ids":
             ids = len(request.token_ids.ids)
-            marks = token_marks(request.token_ids.ids[:MAX_TOKENS], request.cache_salt)
+            marks = token_marks(request.token_ids.ids, request.cache_salt)
             field = "token_ids"
         case "prompt":
             prompt = request.prompt.encode()
@@ -146,7 +146,7 @@ def trtllm_generate(request: Any, fleet: Fleet, request_id: str, retried: bool) 
         )
     # As the replica names the tenant (serving.trtllm).
     salt = str(request.cache_salt_id) if request.HasField("cache_salt_id") else ""
-    marks = token_marks(request.tokenized.input_token_ids[:MAX_TOKENS], salt)
+    marks = token_marks(request.tokenized.input_token_ids, salt)
     ask = Ask(
         request_id, "generate", ids, None, request.max_tokens or None, retried, request.request_id, marks
     )

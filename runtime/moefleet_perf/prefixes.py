@@ -39,7 +39,7 @@ def token_marks(tokens: Sequence[int], salt: str = "") -> tuple[int, ...]:
     """The i-th is the hash of the first MARK_TOKENS[i] tokens, 64 bits; as many as the prompt has. Ids are below 2**32."""
     if len(tokens) < UNIT_TOKENS:
         return ()
-    ids = array("I", tokens[:MAX_TOKENS])
+    ids = array("I", tokens if len(tokens) <= MAX_TOKENS else tokens[:MAX_TOKENS])
     if sys.byteorder != "little":  # pragma: no cover - no machine that this runs on
         ids.byteswap()
     return _marks(ids.tobytes(), salt, b"tokens")

@@ -92,6 +92,8 @@ class LimitsConfig(_Model):
     # The longest that one stream may last, from admission.
     stream_duration_s: float = Field(default=900.0, gt=0, le=7 * 86400, alias="streamDurationS")
     # Work in hand and no step finished for so long: the engine hangs. Above the longest step at the slowest `speed`.
+    # A start without any progress (a byte fetched, read or mapped, a phase that ended) for so long has failed; 0: by the engine.
+    start_stall_s: float = Field(default=0.0, ge=0.0, le=86400, alias="startStallS")
     stall_s: float = Field(default=60.0, ge=0.2, le=3600, alias="stallS")
 
 

@@ -50,6 +50,7 @@ _BY_REASON = {
     "EngineUnavailable": Exit.ENGINE_UNAVAILABLE,
     "EngineDied": Exit.ENGINE_DIED,
     "EngineHung": Exit.ENGINE_DIED,
+    "StartStalled": Exit.START_FAILED,
     "AddressUnavailable": Exit.LISTEN,
 }
 

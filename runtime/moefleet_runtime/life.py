@@ -126,6 +126,8 @@ class Life:
     failure: Failure | None = None
     # From the start of the process to the first Serving; 0 until then.
     start_s: float = 0.0
+    # From the start of the process until the engine could step for the first time; 0 until then.
+    load_s: float = 0.0
 
     @property
     def state(self) -> State:
@@ -175,7 +177,8 @@ def advance(life: Life, event: Event, now_s: float) -> Life:
         case EngineStarted():
             if life.phase not in (Phase.STARTING, Phase.LOADING):
                 return life
-            return replace(life, phase=Phase.WARMING, message="the canary prompt runs")
+            load_s = life.load_s or max(now_s - life.born_s, 1e-6)
+            return replace(life, phase=Phase.WARMING, message="the canary prompt runs", load_s=load_s)
         case CanaryPassed():
             if life.phase is not Phase.WARMING:
                 return life

@@ -15,6 +15,7 @@ from moefleet_runtime.ending import FatalError
 
 CONFIG_VARIABLE = "MOEFLEET_RUNTIME_CONFIG"
 PEERS_VARIABLE = "MOEFLEET_PEERS"
+START_BUDGET_VARIABLE = "MOEFLEET_START_BUDGET_S"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Settings:
     cpus: int
     # The fleet's replicas as a gRPC target (its headless Service); empty: there is nobody to hand an answer over to.
     peers: str = ""
+    # What the kubelet's startup probe allows; 0: nobody counts.
+    start_budget_s: float = 0.0
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -55,6 +58,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         pod_namespace=environment.get("MOEFLEET_POD_NAMESPACE", ""),
         cpus=_cpus(environment),
         peers=environment.get(PEERS_VARIABLE, ""),
+        start_budget_s=_start_budget_s(environment),
     )
 
 
@@ -68,6 +72,16 @@ def _cpus(environment: Mapping[str, str]) -> int:
     except ValueError as error:
         raise FatalError(
             "ConfigurationInvalid", f"MOEFLEET_CPU_LIMIT_MILLIS is {text!r}; wanted millicores"
+        ) from error
+
+
+def _start_budget_s(environment: Mapping[str, str]) -> float:
+    text = environment.get(START_BUDGET_VARIABLE, "") or "0"
+    try:
+        return max(0.0, float(text))
+    except ValueError as error:
+        raise FatalError(
+            "ConfigurationInvalid", f"{START_BUDGET_VARIABLE} is {text!r}; wanted seconds"
         ) from error
 
 

@@ -10,7 +10,7 @@ from moefleet_operator.planning.capacity import capacity
 from moefleet_operator.planning.facts import PodFacts, pod_requests
 from moefleet_operator.planning.history import history_of, last_good, restored
 from moefleet_operator.planning.nodes import NodeSeen, shortage
-from moefleet_operator.planning.observed import Fleet, Gateway, Observed, Replica
+from moefleet_operator.planning.observed import Fleet, Gateway, Json, Observed, Replica
 from moefleet_operator.planning.quotas import within_quotas
 from moefleet_operator.planning.revisions import PastRevision
 from moefleet_operator.planning.shape import wants_room
@@ -18,6 +18,7 @@ from moefleet_operator.planning.target import target
 from moefleet_operator.rendering.credential import token_sha256
 from moefleet_operator.rendering.pod import RenderedPod, render_pod
 from moefleet_operator.rendering.problem import Problem
+from moefleet_operator.rendering.startup import slowest_start_s
 
 from .events import Key, Kind
 from .memory import Memory
@@ -57,7 +58,7 @@ class Gatherer:
             for r in self.replicas(key, record.uid)
         ]
         owner = store.name_owner(key)
-        rendered = self._render(key, record.uid, resource)
+        rendered = self._render(key, record.uid, resource, fleet.status)
         history = None
         if "ControllerRevision" not in unavailable:
             history = history_of(store.revisions_of(key), record.uid)
@@ -160,7 +161,12 @@ class Gatherer:
         try:
             fleet = restored(record.raw, past)
             digest = token_sha256(self._settings.control_key, record.uid)
-            again = render_pod(fleet, gateway=self._settings.gateway, token_sha256=digest)
+            again = render_pod(
+                fleet,
+                gateway=self._settings.gateway,
+                token_sha256=digest,
+                slowest_start_s=slowest_start_s(record.raw.get("status") or {}),
+            )
         except ValueError:
             # Written by a release whose API was another.
             again = None
@@ -169,13 +175,15 @@ class Gatherer:
         self._memory.restored[key] = (*at, good)
         return good
 
-    def _render(self, key: Key, uid: str, resource: MoEFleet) -> RenderedPod | Problem:
-        """The same object for the same spec: rendering and hashing once per generation."""
-        generation = resource.metadata.generation
+    def _render(self, key: Key, uid: str, resource: MoEFleet, status: Json) -> RenderedPod | Problem:
+        """The same object for the same spec and the same starts: rendering and hashing once per generation."""
+        at = (uid, resource.metadata.generation, slowest_start_s(status))
         cached = self._memory.rendered.get(key)
-        if cached is not None and cached[:2] == (uid, generation):
-            return cached[2]
+        if cached is not None and cached[:3] == at:
+            return cached[3]
         digest = token_sha256(self._settings.control_key, uid)
-        rendered = render_pod(resource, gateway=self._settings.gateway, token_sha256=digest)
-        self._memory.rendered[key] = (uid, generation, rendered)
+        rendered = render_pod(
+            resource, gateway=self._settings.gateway, token_sha256=digest, slowest_start_s=at[2]
+        )
+        self._memory.rendered[key] = (*at, rendered)
         return rendered

@@ -39,7 +39,7 @@ class Memory:
         self.want_room: set[Key] = set()
         # Replicas that did not take Resume.
         self.unresumable: set[str] = set()
-        self.rendered: dict[Key, tuple[str, int, RenderedPod | Problem]] = {}
+        self.rendered: dict[Key, tuple[str, int, float, RenderedPod | Problem]] = {}
         # The last good revision as a pod: fleet's uid and generation, the revision.
         self.restored: dict[Key, tuple[str, int, str, RenderedPod | None]] = {}
         # Comparisons of a new revision with the old one.

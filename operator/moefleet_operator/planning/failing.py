@@ -38,6 +38,7 @@ RUNTIME_REASONS: Mapping[str, str] = {
     "OutOfMemory": reasons.OUT_OF_MEMORY,
     "EngineUnavailable": reasons.ENGINE_UNAVAILABLE,
     "EngineStartFailed": reasons.ENGINE_START_FAILED,
+    "StartStalled": reasons.ENGINE_START_FAILED,
     "EngineDied": reasons.ENGINE_FAILED,
     "EngineHung": reasons.ENGINE_FAILED,
     "CanaryFailed": reasons.CANARY_FAILED,

@@ -15,6 +15,7 @@ from .engine_args import unknown_args
 from .problem import Problem
 from .revision import revision
 from .source import CACHE_FOLDER, Mount, mount_for
+from .startup import start_budget_s
 
 Json = dict[str, Any]
 
@@ -29,12 +30,6 @@ USER_ID = 65532
 TMP_SIZE = "32Gi"
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 
-# How long a replica may take to its first served token before the kubelet starts it again, by engine: the weights of
-# 236 billion parameters from a slow disk take half an hour, a tiny checkpoint on a busy CPU minutes.
-# Besides it, weights that come over the network: 236 GB in four hours are 16 MB/s. A start that is killed goes on where
-# it was, and a fetch that stands still ends by itself.
-FETCH_BUDGET_S = 4 * 3600
-START_BUDGET_S: Mapping[str, int] = {"TensorRTLLM": 3600, "Torch": 1200, "Simulated": 600}
 # What the container asks for when the user says nothing. No limits but the GPUs: a throttled server cuts throughput.
 REQUESTS: Mapping[str, Mapping[str, str]] = {
     "TensorRTLLM": {"cpu": "4", "memory": "16Gi"},
@@ -62,7 +57,10 @@ class RenderedPod:
         return {**self.body, "metadata": {**metadata, "name": self.name(slot), "labels": labels}}
 
 
-def render_pod(fleet: MoEFleet, *, gateway: bool, token_sha256: str) -> RenderedPod | Problem:
+def render_pod(
+    fleet: MoEFleet, *, gateway: bool, token_sha256: str, slowest_start_s: float = 0.0
+) -> RenderedPod | Problem:
+    """`slowest_start_s`: p99 of the cold starts that were measured; 0: none was. It is not in the revision: learning rolls nothing."""
     spec = fleet.spec
     problem = unknown_args(spec.engine)
     if problem is not None:
@@ -84,7 +82,13 @@ def render_pod(fleet: MoEFleet, *, gateway: bool, token_sha256: str) -> Rendered
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": _pod_spec(fleet, mount, gateway, token_sha256),
+        "spec": _pod_spec(
+            fleet,
+            mount,
+            gateway,
+            token_sha256,
+            start_budget_s(spec.engine.type, mount.fetches, slowest_start_s),
+        ),
     }
     return RenderedPod(fleet.metadata.name, rev, body, token_sha256)
 
@@ -137,7 +141,7 @@ def runtime_config(fleet: MoEFleet, token_sha256: str, *, fetches: bool = False)
     }
 
 
-def _pod_spec(fleet: MoEFleet, mount: Mount, gateway: bool, token_sha256: str) -> Json:
+def _pod_spec(fleet: MoEFleet, mount: Mount, gateway: bool, token_sha256: str, budget_s: int) -> Json:
     spec = fleet.spec
     template = spec.replica.pod_template
     out: Json = {
@@ -154,7 +158,7 @@ def _pod_spec(fleet: MoEFleet, mount: Mount, gateway: bool, token_sha256: str) -
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(fleet, mount, token_sha256)],
+        "containers": [_container(fleet, mount, token_sha256, budget_s)],
         "volumes": _volumes(spec, mount),
         "tolerations": _tolerations(spec),
     }
@@ -180,7 +184,7 @@ def _pod_spec(fleet: MoEFleet, mount: Mount, gateway: bool, token_sha256: str) -
     return out
 
 
-def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
+def _container(fleet: MoEFleet, mount: Mount, token_sha256: str, budget_s: int) -> Json:
     spec = fleet.spec
     template = spec.replica.pod_template
     mounts: list[Json] = [{"name": "dshm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}]
@@ -191,7 +195,7 @@ def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
     container: Json = {
         "name": names.RUNTIME_CONTAINER,
         "image": spec.engine.image,
-        "env": _env(fleet, mount, token_sha256),
+        "env": _env(fleet, mount, token_sha256, budget_s),
         "ports": [
             {"name": names.PORT_NAME_GRPC, "containerPort": names.PORT_GRPC, "protocol": "TCP"},
             {"name": names.PORT_NAME_CONTROL, "containerPort": names.PORT_CONTROL, "protocol": "TCP"},
@@ -204,7 +208,7 @@ def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        **_probes(spec, mount),
+        **_probes(budget_s),
         # Not the handler `sleep`: API servers before 1.30 do not take it.
         "lifecycle": {
             "preStop": {"exec": {"command": ["python3", "-c", f"import time; time.sleep({SIGTERM_AFTER_S})"]}}
@@ -217,7 +221,7 @@ def _container(fleet: MoEFleet, mount: Mount, token_sha256: str) -> Json:
     return container
 
 
-def _env(fleet: MoEFleet, mount: Mount, token_sha256: str) -> list[Json]:
+def _env(fleet: MoEFleet, mount: Mount, token_sha256: str, budget_s: int) -> list[Json]:
     config = json.dumps(
         runtime_config(fleet, token_sha256, fetches=mount.fetches), separators=(",", ":"), ensure_ascii=False
     )
@@ -243,6 +247,8 @@ def _env(fleet: MoEFleet, mount: Mount, token_sha256: str) -> list[Json]:
         },
         # The fleet's headless Service: who ends the answers that this replica cannot end.
         {"name": names.ENV_PEERS, "value": peers_target(fleet)},
+        # What the startup probe allows: near its end a start that gets on is left to the liveness probe.
+        {"name": names.ENV_START_BUDGET, "value": str(budget_s)},
         # The root file system is read-only: everything that libraries cache goes to the emptyDir.
         {"name": "HOME", "value": "/tmp"},
         {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
@@ -283,17 +289,17 @@ def _resources(spec: MoEFleetSpec) -> Json:
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _probes(spec: MoEFleetSpec, mount: Mount) -> Json:
+def _probes(start_budget_s: int) -> Json:
     def grpc(service: str) -> Json:
         return {"grpc": {"port": names.PORT_GRPC, "service": service}}
 
     return {
         # Every second: a cold start that ends is seen at once, and a probe costs one empty RPC.
         "startupProbe": {
-            **grpc(names.HEALTH_READINESS),
+            **grpc(names.HEALTH_STARTUP),
             "periodSeconds": 1,
             "timeoutSeconds": 5,
-            "failureThreshold": START_BUDGET_S[spec.engine.type] + (FETCH_BUDGET_S if mount.fetches else 0),
+            "failureThreshold": start_budget_s,
         },
         "readinessProbe": {
             **grpc(names.HEALTH_READINESS),

@@ -2,6 +2,7 @@
 
 ``` `` ``` (all), each service's full name and `readiness`: whether this replica takes work. `liveness`: whether waiting can
 help. Draining is not ready and live; a failed engine is neither, and the process ends a moment later anyway.
+`startup`: whether the kubelet may stop counting: the replica has been ready, or it is late and gets on (`starting.StartWatch`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from moefleet_runtime.serving.problems import Context
 
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
+STARTUP: Final = "startup"
 SERVICE_NAMES: Final = ("moefleet.inference.v1.InferenceService", "trtllm.TrtllmService")
 # A watcher hears of changes at once; this only bounds how long a lost wake-up could go unnoticed.
 WATCH_S: Final = 5.0
@@ -30,11 +32,19 @@ class Health(services.HealthServicer):  # type: ignore[misc, unused-ignore]
     def __init__(self) -> None:
         self._ready = False
         self._live = True
+        self._started = False
         self._changes = Changes()
 
     def show(self, life: Life) -> None:
         if (life.takes_work, life.live) != (self._ready, self._live):
             self._ready, self._live = life.takes_work, life.live
+            self._started = self._started or life.takes_work
+            self._changes.announce()
+
+    def handed_over(self) -> None:
+        """From here on liveness decides."""
+        if not self._started:
+            self._started = True
             self._changes.announce()
 
     async def Check(self, request: Any, context: Context) -> Any:
@@ -57,6 +67,8 @@ class Health(services.HealthServicer):  # type: ignore[misc, unused-ignore]
     def _status(self, service: str) -> Any:
         if service == LIVENESS:
             good = self._live
+        elif service == STARTUP:
+            good = self._started
         elif service in ("", READINESS, *SERVICE_NAMES):
             good = self._ready
         else:

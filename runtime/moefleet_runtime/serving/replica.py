@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from moefleet_runtime.life import (
     advance,
 )
 from moefleet_runtime.metrics import ServerMetrics
+from moefleet_runtime.process_tree import work_bytes
 from moefleet_runtime.serving.admission import Admission
 from moefleet_runtime.serving.checks import ModelLimits
 from moefleet_runtime.serving.control import Changes, ReplicaService
@@ -47,6 +49,7 @@ from moefleet_runtime.serving.listening import Listeners
 from moefleet_runtime.serving.trtllm import ReplicaView, TrtllmService
 from moefleet_runtime.settings import Settings
 from moefleet_runtime.source import locate_source, resolve_source
+from moefleet_runtime.starting import START_STALL_S, StartWatch
 from moefleet_runtime.tokenizer import load_tokenizer
 
 log = structlog.get_logger()
@@ -86,6 +89,8 @@ class Replica:
         self._remote = None if isinstance(found, Path) else found
         self._progress = FetchProgress(0, 0, "")
         self._fetch_s = 0.0
+        stall_s = config.limits.start_stall_s or START_STALL_S[config.engine.type]
+        self._start_watch = StartWatch(self._life.born_s, stall_s, settings.start_budget_s)
         # Holds its snapshot while the process lives.
         self._fetched: Fetched | None = None
         self.client = EngineClient(self, stall_s=config.limits.stall_s)
@@ -272,6 +277,8 @@ class Replica:
             fetched_bytes=self._progress.done_bytes,
             fetch_bytes=self._progress.total_bytes,
             fetch_s=self._fetch_s,
+            load_s=life.load_s,
+            tune_s=self._view.info.tune_s if self._view.info is not None else 0.0,
             outcomes=self._generation.outcomes.message(),
             kv_reusable_tokens=load.kv_reusable_tokens,
         )
@@ -356,7 +363,31 @@ class Replica:
     async def _check(self) -> None:
         while True:
             await asyncio.sleep(CHECK_S)
-            self.client.check(time.monotonic())
+            now_s = time.monotonic()
+            self.client.check(now_s)
+            if not self._life.start_s and not self._life.failure:
+                await self._check_start(now_s)
+
+    async def _check_start(self, now_s: float) -> None:
+        """A start that gets on is never ended, however long it takes; one that does not is, with a sentence."""
+        watch = self._start_watch
+        if now_s < watch.next_look_s:
+            return
+        # In a thread: it looks through all processes.
+        work = await asyncio.to_thread(work_bytes, os.getpid())
+        watch.look(now_s, work, (self._life.phase, self._progress.done_bytes))
+        if watch.handed_over:
+            self._health.handed_over()
+        if stalled_s := watch.stalled_s(now_s):
+            self.apply(
+                Failed(
+                    Failure(
+                        "StartStalled",
+                        f"{self._life.phase.name.lower()}: no byte was fetched, read or mapped for {stalled_s:.0f} s"
+                        f" (limit {watch.stall_s:g} s): {self._life.explanation}",
+                    )
+                )
+            )
 
     def _cut(self, why: str) -> None:
         if not self._life.terminated or not self._admission.inside:

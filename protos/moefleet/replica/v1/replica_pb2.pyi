@@ -81,7 +81,7 @@ class Outcomes(_message.Message):
     def __init__(self, ended: _Optional[int] = ..., failed: _Optional[int] = ..., first_tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., ttft_s_squared: _Optional[float] = ..., paced: _Optional[int] = ..., tpot_s: _Optional[float] = ..., tpot_s_squared: _Optional[float] = ...) -> None: ...
 
 class LoadSample(_message.Message):
-    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s", "fetched_bytes", "fetch_bytes", "fetch_s", "outcomes", "kv_reusable_tokens")
+    __slots__ = ("pod_uid", "incarnation", "seq", "state", "message", "active", "queued", "outstanding_prefill_tokens", "outstanding_decode_tokens", "kv_used_tokens", "kv_max_tokens", "steps", "prompt_tokens_total", "cached_tokens_total", "output_tokens_total", "oldest_active_s", "admitted_total", "refused_total", "cut_total", "start_s", "fetched_bytes", "fetch_bytes", "fetch_s", "outcomes", "kv_reusable_tokens", "load_s", "tune_s")
     POD_UID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,8 @@ class LoadSample(_message.Message):
     FETCH_S_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     KV_REUSABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    TUNE_S_FIELD_NUMBER: _ClassVar[int]
     pod_uid: str
     incarnation: str
     seq: int
@@ -132,7 +134,9 @@ class LoadSample(_message.Message):
     fetch_s: float
     outcomes: Outcomes
     kv_reusable_tokens: int
-    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., fetch_s: _Optional[float] = ..., outcomes: _Optional[_Union[Outcomes, _Mapping]] = ..., kv_reusable_tokens: _Optional[int] = ...) -> None: ...
+    load_s: float
+    tune_s: float
+    def __init__(self, pod_uid: _Optional[str] = ..., incarnation: _Optional[str] = ..., seq: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., active: _Optional[int] = ..., queued: _Optional[int] = ..., outstanding_prefill_tokens: _Optional[int] = ..., outstanding_decode_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., kv_max_tokens: _Optional[int] = ..., steps: _Optional[_Union[StepSums, _Mapping]] = ..., prompt_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., output_tokens_total: _Optional[int] = ..., oldest_active_s: _Optional[float] = ..., admitted_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., cut_total: _Optional[int] = ..., start_s: _Optional[float] = ..., fetched_bytes: _Optional[int] = ..., fetch_bytes: _Optional[int] = ..., fetch_s: _Optional[float] = ..., outcomes: _Optional[_Union[Outcomes, _Mapping]] = ..., kv_reusable_tokens: _Optional[int] = ..., load_s: _Optional[float] = ..., tune_s: _Optional[float] = ...) -> None: ...
 
 class WatchLoadRequest(_message.Message):
     __slots__ = ("interval_ms", "prefixes")
