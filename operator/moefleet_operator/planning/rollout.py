@@ -20,7 +20,7 @@ from .failing import failing
 from .history import entry_of, verdict_of
 from .observed import Observed, Replica
 from .victims import victims
-from .wording import count, share_are
+from .wording import count, share_are, there_are
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,19 @@ def advance(observed: Observed, way: Course, live: list[Replica], wanted: int, o
         out.drain.append(leave)
         return
     stuck = [r for r in waiting if r.unschedulable_since is not None]
+    floor = max(wanted - fleet.max_unavailable, 0 if fleet.strategy == "InPlace" else 1)
+    # One that is not ready is missed by nobody.
+    spare = not victim.ready or ready_after >= floor
     if waiting and (fleet.strategy == "Surge" or len(stuck) < len(waiting)):
-        _wait_for(waiting, stuck, out)
-        return
+        # In place, `maxUnavailable` may be on their way at a time; a new one beside the old ones is waited for.
+        in_place = way.stage != "canary" and len(live) <= wanted and not _may_surge(observed, ready)
+        if not (in_place and spare and victim.ready) or any(failing(r) is not None for r in waiting):
+            _wait_for(waiting, stuck, out)
+            return
     if len(live) < wanted:
+        _stand(
+            out, "Wait", f"{there_are(len(live))} of {count(wanted, 'wanted replica')}, and one more comes"
+        )
         return
     # One beside the wanted ones: after a change back and forth it may be there already.
     if not stuck and len(live) <= wanted and _may_surge(observed, ready):
@@ -114,9 +123,7 @@ def advance(observed: Observed, way: Course, live: list[Replica], wanted: int, o
     if fleet.strategy == "Auto" and not waiting and not fits and any(_leaves(r) for r in observed.replicas):
         _stand(out, "Wait", "a replica is on its way out, and its place is room for a new one")
         return
-    floor = 0 if fleet.strategy == "InPlace" else 1
-    # One that is not ready is missed by nobody.
-    if not victim.ready or ready_after >= max(wanted - fleet.max_unavailable, floor):
+    if spare:
         _stand(out, "InPlace", f"{victim.name} goes first, because {_why_in_place(observed)}")
         out.drain.append(leave)
     elif not any(_leaves(r) for r in observed.replicas):

@@ -79,8 +79,9 @@ def wants_room(observed: Observed, target: Target) -> bool:
 def _let_leave(leaves: Departure, way: Course, out: Shape) -> None:
     gone = {leaving.replica.uid for leaving in out.drain}
     out.drain += [Leaving(r, reasons.EVICTION, why) for r, why in leaves.go if r.uid not in gone]
-    if leaves.make and way.aim is not None:
-        out.make(way.aim, 1, leaves.make, reasons.REPLACING_REPLICA)
+    # While a canary is compared, what leaves is replaced by what has proved itself.
+    if leaves.make and way.rest is not None:
+        out.make(way.rest, 1, leaves.make, reasons.REPLACING_REPLICA)
     if leaves.wake_at is not None:
         out.wake(leaves.wake_at)
 
