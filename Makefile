@@ -82,9 +82,10 @@ simulate: $(VENV)/.done ## The operator's core on virtual time: SEEDS=20 FIRST=1
 cluster-tests: programs setup ## Against a real API server with kwok nodes, and the cluster tool itself (root)
 	$(BIN)/pytest tests/cluster
 
-e2e: programs setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall
+e2e: programs setup ## On real nodes (root): one request end to end, scaling, drain, upgrade, uninstall, two faults
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 1 --gpus 64 -- $(BIN)/pytest tests/e2e
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_cluster run --nodes 2 --gpus 8 -- $(BIN)/pytest tests/e2e_nodes
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_faults --short
 
 faults: programs setup ## Break real clusters on purpose, under load (root): ONLY=name MINUTES=30 README=1
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_faults $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(README),--readme)
