@@ -66,10 +66,11 @@ def departure(observed: Observed, wanted: int, rolling: bool, now: float) -> Dep
     ready = sum(1 for r in live if r.ready)
     room = observed.node_autoscaler or (observed.capacity.fits or 0) >= 1
     for replica, why in sorted(staying, key=lambda pair: _cost(pair[0])):
-        if replica.ready and ready - 1 >= wanted:
-            said = f"{why.message}; {count_are(ready - 1, 'other')} ready and {wanted} wanted"
+        others = ready - replica.ready
+        if _serves(replica) and others >= wanted:
+            said = f"{why.message}; {count_are(others, 'other')} ready and {wanted} wanted"
             return Departure(go=((replica, said),), pending=True, wake_at=wake_at)
-        if not replica.ready and replica.pod.node and room and len(live) <= wanted:
+        if not _serves(replica) and replica.pod.node and room and len(live) <= wanted:
             return Departure(go=((replica, why.message),), pending=True, wake_at=wake_at)
     first, why = staying[0]
     sound = [r for r in live if all(r is not t for t, _ in found)]
@@ -94,8 +95,10 @@ def disrupted(observed: Observed, now: float) -> Problem | None:
     said: list[tuple[str, str]] = []
     for replica in observed.replicas:
         if replica.pod.finished:
-            continue
-        if replica.pod.terminating:
+            problem = failing(replica)
+            if problem is not None and problem.reason == reasons.POD_EVICTED:
+                said.append((problem.reason, problem.message))
+        elif replica.pod.terminating:
             said += _ended_by(replica)
         elif (why := trouble(replica.pod, replica.node, now)) is not None:
             said.append((why.reason, f"{replica.name} {_does(replica)}: {why.message}"))
@@ -176,11 +179,17 @@ def _ended_by(replica: Replica) -> list[tuple[str, str]]:
     return []
 
 
+def _serves(replica: Replica) -> bool:
+    """Ready, or called not ready only because its node does not answer: gateways go on choosing it by what it says itself."""
+    said = replica.load is not None and replica.load.state == "SERVING"
+    return replica.ready or (said and replica.pod.is_true("ContainersReady"))
+
+
 def _does(replica: Replica) -> str:
-    return "drains" if replica.draining else "serves on" if replica.ready else "does not serve"
+    return "drains" if replica.draining else "serves on" if _serves(replica) else "does not serve"
 
 
 def _cost(replica: Replica) -> tuple[bool, float, int]:
     load = replica.load
     left = float("inf") if load is None else float(load.outstanding_tokens + load.active + load.queued)
-    return replica.ready, left, -replica.pod.slot
+    return _serves(replica), left, -replica.pod.slot
