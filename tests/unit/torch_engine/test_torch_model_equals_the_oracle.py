@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from moefleet_runtime.engine.base import StartFailed
 from moefleet_testing.torch_engine import CHECKPOINT, Forced, load_model
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
 # Two correct implementations in float32 differ by rounding: 1.4e-5 was seen at a logit spread of 3.5.
 WITHIN = 1e-4
@@ -103,7 +106,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_checkpoint(folder: Path, **changes: Any) -> Any:
+def random_checkpoint(folder: Path, v3: bool = False, **changes: Any) -> Any:
     shape: dict[str, Any] = {
         "vocab_size": 300,
         "hidden_size": 64,
@@ -129,7 +132,11 @@ def random_checkpoint(folder: Path, **changes: Any) -> Any:
         "eos_token_id": 1,
     }
     torch.manual_seed(7)
-    model = DeepseekV2ForCausalLM(DeepseekV2Config(**{**shape, **changes})).float().eval()
+    if v3:
+        del shape["topk_method"]
+        model: Any = DeepseekV3ForCausalLM(DeepseekV3Config(**{**shape, **changes})).float().eval()
+    else:
+        model = DeepseekV2ForCausalLM(DeepseekV2Config(**{**shape, **changes})).float().eval()
     # Norms and the router begin as ones and zeros: a wrong one would not be seen.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -137,6 +144,9 @@ def random_checkpoint(folder: Path, **changes: Any) -> Any:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             elif name.endswith("gate.weight"):
                 parameter.copy_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     return model
 
@@ -150,6 +160,41 @@ def test_random_models_of_other_shapes_give_the_oracles_logits(tmp_path: Path, n
     theirs = oracle_logits(theirs_model, text)[torch.tensor(pieces).cumsum(0) - 1]
     assert theirs.std() > 0.3
     assert (ours - theirs).abs().max() < WITHIN * max(1.0, float(theirs.std()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_topk_prob": True, "routed_scaling_factor": 2.5},
+        {"norm_topk_prob": False, "routed_scaling_factor": 1.0, "q_lora_rank": None},
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ],
+    ids=["normalised and scaled", "neither", "YaRN"],
+)
+def test_v3s_router_gives_the_oracles_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
+    theirs_model = random_checkpoint(tmp_path, v3=True, **changes)
+    text = [t % 300 for t in TEXT[:100]]
+    pieces = [48, *[1] * 12, 30, 10]
+    ours = Forced(load_model(tmp_path)).logits([text], [pieces])[0]
+    theirs = oracle_logits(theirs_model, text)[torch.tensor(pieces).cumsum(0) - 1]
+    assert theirs.std() > 0.3
+    assert (ours - theirs).abs().max() < WITHIN * max(1.0, float(theirs.std()))
+
+
+def test_layers_that_predict_further_tokens_are_left_alone(tmp_path: Path) -> None:
+    """V3 publishes one behind the last layer; it is no part of the answer."""
+    theirs_model = random_checkpoint(tmp_path, v3=True, num_nextn_predict_layers=0)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {**tensors, "model.layers.3.eh_proj.weight": torch.ones(64, 128)}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(StartFailed, match=r"layers\.3\.eh_proj"):
+        load_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    text = [t % 300 for t in TEXT[:40]]
+    ours = Forced(load_model(tmp_path)).logits([text], [[40]])[0]
+    assert (ours[0] - oracle_logits(theirs_model, text)[-1]).abs().max() < WITHIN * 3
 
 
 def test_normalised_router_weights_follow_the_published_rule(tmp_path: Path) -> None:

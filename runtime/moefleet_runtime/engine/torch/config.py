@@ -1,18 +1,28 @@
 """What config.json of a checkpoint says, checked: a model that we would run wrong is refused, not tried.
 
-The published spellings of DeepSeek-V2 (`rope_theta`, `rope_scaling.type`) and those of transformers 5
+DeepSeek-V2 and, since only the router differs, the format of V3. The published spellings of DeepSeek-V2 (`rope_theta`, `rope_scaling.type`) and those of transformers 5
 (`rope_parameters.rope_type`) are both read. `head_dim` is never trusted: transformers writes the rope width there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from moefleet_runtime.engine.base import StartFailed
 from moefleet_runtime.engine.checkpoint_config import read_json, unsupported
+
+# What no model of this family comes near. Beyond it a config is a mistake or an attack, and sizes multiply.
+MAX_LAYERS: Final = 1_000
+MAX_COUNT: Final = 1 << 24
+MAX_NUMBER: Final = 1e12
+
+# V2: softmax over all experts, a group is as good as its best one; normalised or scaled, never both.
+# V3: sigmoid of each, a bias that counts for the choice alone, a group is as good as its two best; normalised and scaled.
+Scoring = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,7 @@ class RouterConfig:
     kept_groups: int | None
     normalise: bool
     scaling: float
+    scoring: Scoring = "softmax"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +77,28 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     # Rows and columns of a block that shares a scale, in a block-scaled FP8 checkpoint; None: plain numbers.
     fp8_block: tuple[int, int] | None = None
+    # Layers behind the last one that predict further tokens (V3's MTP): in the files, not in this engine.
+    prediction_layers: int = 0
 
     @property
     def latent_width(self) -> int:
         """Numbers that the cache keeps per token and layer."""
         return self.kv_lora_rank + self.rope_dim
+
+    @property
+    def matrix_numbers(self) -> int:
+        """Numbers in the matrices that the files must hold, whatever small vectors come on top."""
+        hidden = self.hidden_size
+        q_size = self.heads * (self.nope_dim + self.rope_dim)
+        queries = hidden * q_size if self.q_lora_rank is None else self.q_lora_rank * (hidden + q_size)
+        values = self.heads * (self.nope_dim + self.value_dim) * self.kv_lora_rank
+        attention = queries + hidden * self.latent_width + values + self.heads * self.value_dim * hidden
+        experts = self.router.experts if self.router else 0
+        routed = 3 * hidden * (experts * self.expert_size + self.shared_size) + experts * hidden
+        dense = 3 * hidden * self.dense_size
+        moe = len(self.moe_layers)
+        embeddings = self.vocabulary_size * hidden * (1 if self.tied_head else 2)
+        return embeddings + self.layers * attention + moe * routed + (self.layers - moe) * dense
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -88,7 +116,8 @@ def read_model_config(folder: Path) -> ModelConfig:
 def parse_model_config(data: Mapping[str, Any], *, where: str, eos: object = None) -> ModelConfig:
     fields = _Fields(data, where)
     _refuse_what_runs_wrong(data, where)
-    layers = fields.count("num_hidden_layers")
+    layers = fields.count("num_hidden_layers", most=MAX_LAYERS)
+    v3 = data.get("model_type") == "deepseek_v3"
     moe_layers: frozenset[int] = frozenset()
     if data.get("n_routed_experts"):
         first_moe = fields.count("first_k_dense_replace", least=0)
@@ -112,16 +141,17 @@ def parse_model_config(data: Mapping[str, Any], *, where: str, eos: object = Non
         value_dim=fields.count("v_head_dim"),
         dense_size=fields.count("intermediate_size"),
         expert_size=expert_size,
-        shared_size=expert_size * (data.get("n_shared_experts") or 0),
+        shared_size=expert_size * fields.count_or_none("n_shared_experts"),
         moe_layers=moe_layers,
-        router=_router(data, fields, where) if moe_layers else None,
-        norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        router=_router(data, fields, where, v3=v3) if moe_layers else None,
+        norm_eps=fields.number("rms_norm_eps", default=1e-6, above=0.0),
         max_positions=fields.count("max_position_embeddings"),
         rope_theta=theta,
         yarn=yarn,
         tied_head=bool(data.get("tie_word_embeddings", False)),
         eos_token_ids=_eos(eos if eos is not None else data.get("eos_token_id"), vocabulary_size, where),
         fp8_block=_fp8_block(data, where),
+        prediction_layers=fields.count_or_none("num_nextn_predict_layers", most=MAX_LAYERS) if v3 else 0,
     )
 
 
@@ -131,11 +161,15 @@ class _Fields:
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self._data, self._where = data, where
 
-    def count(self, name: str, *, least: int = 1, default: int | None = None) -> int:
+    def count(self, name: str, *, least: int = 1, most: int = MAX_COUNT, default: int | None = None) -> int:
         value = self._data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise unsupported(f"{self._where}: {name}", f"a whole number of at least {least}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise unsupported(f"{self._where}: {name}", f"a whole number from {least} to {most}", value)
         return value
+
+    def count_or_none(self, name: str, *, most: int = MAX_COUNT) -> int:
+        """0 where it is absent or null."""
+        return 0 if self._data.get(name) is None else self.count(name, least=0, most=most)
 
     def count_or_null(self, name: str) -> int | None:
         # Absent is not null: the architecture's default is a number, so guessing would misread the weights.
@@ -143,27 +177,38 @@ class _Fields:
             raise unsupported(f"{self._where}: {name}", "a whole number or null", "no such field")
         return None if self._data[name] is None else self.count(name)
 
-    def number(self, name: str, *, default: float | None = None) -> float:
-        return number(self._data.get(name, default), f"{self._where}: {name}")
+    def number(self, name: str, *, default: float | None = None, above: float = -math.inf) -> float:
+        return number(self._data.get(name, default), f"{self._where}: {name}", above=above)
 
 
-def number(value: object, where: str) -> float:
+def number(value: object, where: str, *, above: float = -math.inf) -> float:
+    wanted = "a number" if above == -math.inf else f"a number above {above:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise unsupported(where, "a number", value)
+        raise unsupported(where, wanted, value)
+    # Python's JSON has NaN, infinity and whole numbers of any length.
+    if not -MAX_NUMBER < value < MAX_NUMBER or not value > above:
+        raise unsupported(where, wanted, value)
     return float(value)
 
 
 def _refuse_what_runs_wrong(data: Mapping[str, Any], where: str) -> None:
     architectures = data.get("architectures") or []
-    if data.get("model_type") != "deepseek_v2" or architectures not in ([], ["DeepseekV2ForCausalLM"]):
+    v3 = (data.get("model_type"), architectures) in (
+        ("deepseek_v3", []),
+        ("deepseek_v3", ["DeepseekV3ForCausalLM"]),
+    )
+    if not v3 and (
+        data.get("model_type") != "deepseek_v2" or architectures not in ([], ["DeepseekV2ForCausalLM"])
+    ):
         raise unsupported(
             f"{where}: model_type and architectures",
-            "'deepseek_v2' and ['DeepseekV2ForCausalLM']",
+            "'deepseek_v2' and ['DeepseekV2ForCausalLM'], or 'deepseek_v3' and ['DeepseekV3ForCausalLM']",
             (data.get("model_type"), architectures),
         )
-    only = {
-        "scoring_func": ("softmax",),
-        "topk_method": ("greedy", "group_limited_greedy"),
+    only: dict[str, tuple[object, ...]] = {
+        "scoring_func": ("sigmoid",) if v3 else ("softmax",),
+        "topk_method": ("noaux_tc",) if v3 else ("greedy", "group_limited_greedy"),
+        "rope_interleave": (True,),
         "hidden_act": ("silu",),
         "attention_bias": (False,),
         "mlp_bias": (False,),
@@ -190,10 +235,10 @@ def _fp8_block(data: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     return block[0], block[1]
 
 
-def _router(data: Mapping[str, Any], fields: _Fields, where: str) -> RouterConfig:
+def _router(data: Mapping[str, Any], fields: _Fields, where: str, *, v3: bool) -> RouterConfig:
     experts, chosen = fields.count("n_routed_experts"), fields.count("num_experts_per_tok")
     groups = kept = None
-    if data.get("topk_method") == "group_limited_greedy":
+    if v3 or data.get("topk_method") == "group_limited_greedy":
         groups, kept = fields.count("n_group"), fields.count("topk_group")
         if experts % groups or kept > groups:
             raise unsupported(
@@ -201,6 +246,8 @@ def _router(data: Mapping[str, Any], fields: _Fields, where: str) -> RouterConfi
                 f"groups that divide {experts} experts evenly, and at most as many kept",
                 (groups, kept),
             )
+        if v3 and experts // groups < 2:
+            raise unsupported(f"{where}: n_group", f"groups of at least 2 of {experts} experts", groups)
     candidates = experts if groups is None or kept is None else experts // groups * kept
     if chosen > candidates:
         raise unsupported(f"{where}: num_experts_per_tok", f"at most {candidates}", chosen)
@@ -209,8 +256,9 @@ def _router(data: Mapping[str, Any], fields: _Fields, where: str) -> RouterConfi
         experts_per_token=chosen,
         groups=groups,
         kept_groups=kept,
-        normalise=bool(data.get("norm_topk_prob", False)),
-        scaling=fields.number("routed_scaling_factor", default=1.0),
+        normalise=bool(data.get("norm_topk_prob", v3)),
+        scaling=fields.number("routed_scaling_factor", default=2.5 if v3 else 1.0),
+        scoring="sigmoid" if v3 else "softmax",
     )
 
 
@@ -218,7 +266,7 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, YarnConfig | None
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise unsupported(f"{where}: rope_parameters", "an object", rope)
-    theta = number(rope.get("rope_theta", data.get("rope_theta", 10000.0)), f"{where}: rope_theta")
+    theta = number(rope.get("rope_theta", data.get("rope_theta", 10000.0)), f"{where}: rope_theta", above=1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -227,9 +275,9 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, YarnConfig | None
     if rope.get("truncate", True) is not True:
         raise unsupported(f"{where}: rope truncate", "True", rope["truncate"])
 
-    def get(name: str, default: float | None = None) -> float:
+    def get(name: str, default: float | None = None, above: float = -math.inf) -> float:
         value = rope.get(name)
-        return number(default if value is None else value, f"{where}: rope {name}")
+        return number(default if value is None else value, f"{where}: rope {name}", above=above)
 
     factor = get("factor")
     if factor < 1:
@@ -237,9 +285,9 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, YarnConfig | None
     explicit = rope.get("attention_factor")
     return theta, YarnConfig(
         factor=factor,
-        original_positions=int(get("original_max_position_embeddings")),
-        beta_fast=get("beta_fast", 32),
-        beta_slow=get("beta_slow", 1),
+        original_positions=int(get("original_max_position_embeddings", above=0.0)),
+        beta_fast=get("beta_fast", 32, above=0.0),
+        beta_slow=get("beta_slow", 1, above=0.0),
         mscale=get("mscale", 1),
         mscale_all_dim=get("mscale_all_dim", 0),
         attention_factor=None if explicit is None else number(explicit, f"{where}: rope attention_factor"),

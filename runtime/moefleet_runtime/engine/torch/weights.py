@@ -56,6 +56,8 @@ class ExpertWeights:
     router: Tensor
     gate_up: Tensor
     down: Tensor
+    # V3: counts for the choice of experts, not for their shares; float32, [experts].
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ class Weights:
 
 def load_weights(folder: Path, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> Weights:
     with Checkpoint(folder, config.fp8_block) as checkpoint:
+        checkpoint.check_can_hold(config.matrix_numbers)
+        for extra in range(config.prediction_layers):
+            checkpoint.ignore_under(f"model.layers.{config.layers + extra}.")
         reader = _Reader(checkpoint, config, device, dtype)
         embedding = reader.matrix("model.embed_tokens.weight", config.vocabulary_size, config.hidden_size)
         layers = tuple(reader.layer(i) for i in range(config.layers))
@@ -159,6 +164,18 @@ class Checkpoint:
 
     def ignore(self, name: str) -> None:
         self._used.add(name)
+
+    def ignore_under(self, prefix: str) -> None:
+        self._used.update(name for name in self._file_of if name.startswith(prefix))
+
+    def check_can_hold(self, numbers: int) -> None:
+        """Before memory is asked for as a config says that is wrong by orders of magnitude."""
+        file_bytes = sum(path.stat().st_size for path in self._paths())
+        if numbers > file_bytes:
+            raise StartFailed(
+                "CheckpointUnsupported",
+                f"{self._folder}: config.json describes a model of {numbers:.4g} numbers, found files of {file_bytes} bytes",
+            )
 
     def check_all_used(self) -> None:
         unused = [n for n in sorted(self._file_of) if n not in self._used and not n.endswith(_DERIVED)]
@@ -265,7 +282,13 @@ class _Reader:
             self._filled(name + "gate_proj.weight", gate_up[expert, :size])
             self._filled(name + "up_proj.weight", gate_up[expert, size:])
             self._filled(name + "down_proj.weight", down[expert])
-        return ExpertWeights(router, gate_up, down)
+        bias = None
+        if c.router.scoring == "sigmoid":
+            bias = self._filled(
+                prefix + "gate.e_score_correction_bias",
+                torch.empty(count, device=self._device, dtype=torch.float32),
+            )
+        return ExpertWeights(router, gate_up, down, bias)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(*shape, device=self._device, dtype=self._dtype)
