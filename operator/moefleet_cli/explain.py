@@ -217,6 +217,13 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
     enough, held, hold_s = take("enough"), take("held"), take("hold_s")
     if held > wanted or enough > wanted:
         said.append(("hold", f"not below {max(held, enough):.0f}: the most that was called enough in the last {hold_s:.0f} s"))  # fmt: skip
+    if (cold := take("cold_cache_share")) > 0:
+        said.append(("cold caches", f"{100 * cold:.0f} % of the replicas are new: nothing is counted on in their prefix caches yet"))  # fmt: skip
+    if (ratio := take("step_time_ratio")) > 0:
+        more = ", a quarter more is kept than when it was right" if ratio > 1 else ""
+        said.append(("step model", f"steps take {ratio:.2f} times what it says: nothing goes down{more}"))
+    if (flaps := take("flaps")) > 0:
+        said.append(("flaps", f"{flaps:.0f} starts of the last hour came soon after a scale-down"))
     if take("bypass"):
         said.append(("bypass", "replicas served more than the gateways sent: the larger count is used"))
     said += [(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in left.items() if value]  # fmt: skip

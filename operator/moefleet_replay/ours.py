@@ -7,7 +7,6 @@ gateways predict at arrival, requests that ended and those inside the objective,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 
 from moefleet_operator.scaling import (
     Attained,
@@ -21,15 +20,14 @@ from moefleet_operator.scaling import (
     Supply,
     decide,
 )
-from moefleet_perf import StepTotals
+from moefleet_operator.scaling.law import WARM_CACHE_S
+from moefleet_perf import StepTotals, StepWatch, fed
 
 from moefleet_replay.observation import Observation, Series, Signal
 from moefleet_replay.policy import Knob, PolicySpec, Wanted
 
 # As the operator decides.
 TICK_S = 5.0
-# Recent steps fade with this half-life, as telemetry has it.
-STEP_HALF_LIFE_S = 1800.0
 # Unix seconds of second 0: the law's zero means "never".
 EPOCH_S = 1_700_000_000.0
 
@@ -74,13 +72,13 @@ class Ours:
         self._attainment = attainment
         self._state: State | None = None
         self._totals = _Totals()
-        self._steps = StepTotals()
+        self._watch = StepWatch()
         self._steps_seen: StepTotals | None = None
-        self._steps_at_s = 0.0
 
     def restart(self) -> None:
         """The operator begins anew and nobody kept its memory."""
         self._state = None
+        self._watch = StepWatch()
 
     def decide(self, observation: Observation) -> Wanted:
         o = observation
@@ -94,6 +92,8 @@ class Ours:
         if known:
             t.advance(series, o.now_s, _COUNTED)
         limits = o.calibration.limits
+        watch = self._watched(o)
+        steps = watch.totals
         return Sample(
             policy=Policy(
                 min_replicas=o.min_replicas,
@@ -103,7 +103,17 @@ class Ours:
                 calibration=o.calibration,
                 attainment=self._attainment or o.objective.attainment,
             ),
-            supply=Supply(o.target, o.ready, o.pending_ages_s, 0, o.draining, o.cold_starts_s),
+            supply=Supply(
+                o.target,
+                o.ready,
+                o.pending_ages_s,
+                draining=o.draining,
+                cold_starts_s=o.cold_starts_s,
+                # Those that the run began with have been at work for long.
+                cold_caches=sum(
+                    r.ready_since_s > 0.0 and o.now_s - r.ready_since_s < WARM_CACHE_S for r in o.replicas
+                ),
+            ),
             demand=DemandTotals(
                 t[Signal.ARRIVALS],
                 t[Signal.ARRIVED_INPUT_TOKENS],
@@ -127,21 +137,16 @@ class Ours:
                 kv_used_tokens=int(series.last(Signal.KV_USED_TOKENS)),
                 kv_max_tokens=o.ready * limits.kv_max_tokens,
             ),
-            steps=self._recent_steps(o),
+            steps=steps if steps.count > 0 else None,
+            step_time_ratio=watch.ratio,
             attained=Attained(t[Signal.COMPLETED], t[Signal.COMPLETED_IN_OBJECTIVE]),
         )
 
-    def _recent_steps(self, o: Observation) -> StepTotals | None:
-        total = o.steps
-        before, self._steps_seen = self._steps_seen, total
+    def _watched(self, o: Observation) -> StepWatch:
+        before, self._steps_seen = self._steps_seen, o.steps
         if before is not None:
-            kept = 0.5 ** ((o.now_s - self._steps_at_s) / STEP_HALF_LIFE_S)
-            new = total - before
-            self._steps = StepTotals(
-                *(getattr(self._steps, f.name) * kept + getattr(new, f.name) for f in fields(new))
-            )
-        self._steps_at_s = o.now_s
-        return self._steps if self._steps.count > 0 else None
+            self._watch = fed(self._watch, [o.steps - before], o.calibration.step, o.now_s)
+        return self._watch
 
 
 def _ours(knobs: Mapping[str, float]) -> Ours:

@@ -20,6 +20,7 @@ from moefleet_perf.calibration import (
 )
 from moefleet_perf.capacity import Bound, Capacity, Mix, capacity, work_s
 from moefleet_perf.fit import StepTotals, fit_step_model
+from moefleet_perf.online import StepWatch, fed
 from moefleet_perf.replica import Arrival, Outcome, Step, VirtualReplica, simulate
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "Step",
     "StepModel",
     "StepTotals",
+    "StepWatch",
     "VirtualReplica",
     "calibration_names",
     "capacity",
+    "fed",
     "fit_step_model",
     "load_calibration",
     "scaled",

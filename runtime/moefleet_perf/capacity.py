@@ -102,12 +102,13 @@ def capacity(
     *,
     usable_slots: float = USABLE_SLOTS,
     usable_kv: float = USABLE_KV,
-    kv_reserved: bool = False,
+    kv_reserved: bool = True,
 ) -> Capacity:
     """The derivation is above. An objective below the empty step time gives capacity 0, bound TPOT: no count of replicas meets it.
 
     `kv_reserved`: an engine that never evicts keeps room for the whole answer from the start, so a sequence takes K + O/2 of the
-    cache and not K. With few tokens of cache that is the difference between a fleet that holds and one that queues for ever."""
+    cache and not K. With few tokens of cache that is the difference between a fleet that holds and one that queues for ever. All
+    engines here are such (TensorRT-LLM's GUARANTEED_NO_EVICT), so everybody who sizes counts like that; False is for one that evicts."""
     a_s = calibration.step.a_s
     limits = calibration.limits
     w = work_s(calibration, mix)

@@ -3,6 +3,7 @@
 A replica reports only sums over its steps (StepSums of the protos): enough for the normal equations, so a day of steps costs as
 little as a minute. The prior is the calibration, each coefficient believed to +-50 %, each step's time to +-20 % of the mean:
 a fleet that only ever decodes cannot learn b, and then keeps the calibration's. Pass differences of two reports to fit a window.
+Which reports are believed, and for how long, is `online.py`.
 """
 
 from collections.abc import Sequence
@@ -70,8 +71,11 @@ class StepTotals:
         )
 
 
-def fit_step_model(totals: StepTotals, prior: StepModel) -> StepModel:
-    """The most believable non-negative coefficients; the prior itself below MIN_STEPS or LEAST_STEP_S."""
+def fit_step_model(totals: StepTotals, prior: StepModel, *, context_tokens: float = 0.0) -> StepModel:
+    """The most believable non-negative coefficients; the prior itself below MIN_STEPS or LEAST_STEP_S.
+
+    Sums do not tell what a prompt token attended to, so e is never learnt: it stays the prior's. `context_tokens`, the mean context
+    that a prompt token of these steps attended to, says how much of their time it was; the price b of a token is learnt without it."""
     if totals.count < MIN_STEPS or totals.time_s < totals.count * LEAST_STEP_S:
         return prior
     t = totals
@@ -82,7 +86,8 @@ def fit_step_model(totals: StepTotals, prior: StepModel) -> StepModel:
         [t.kv_tokens, t.prefill_kv, t.sequences_kv, t.kv_kv],
     ]
     answer = [t.time_s, t.time_s_prefill, t.time_s_sequences, t.time_s_kv]
-    believed = [prior.a_s, prior.b_s, prior.c_s, prior.d_s]
+    attended_s = prior.e_s * context_tokens
+    believed = [prior.a_s, prior.b_s + attended_s, prior.c_s, prior.d_s]
     mean_step_s = t.time_s / t.count
     for i, value in enumerate(believed):
         root_mean_square = (gram[i][i] / t.count) ** 0.5
@@ -90,7 +95,8 @@ def fit_step_model(totals: StepTotals, prior: StepModel) -> StepModel:
         weight = (STEP_SPREAD * mean_step_s / spread) ** 2
         gram[i][i] += weight
         answer[i] += weight * value
-    return StepModel(*_non_negative(gram, answer))
+    a_s, b_s, c_s, d_s = _non_negative(gram, answer)
+    return StepModel(a_s, max(b_s - attended_s, 0.0), c_s, d_s, prior.e_s)
 
 
 def _non_negative(gram: list[list[float]], answer: list[float]) -> list[float]:

@@ -19,6 +19,7 @@ from moefleet_perf import (
 from moefleet_operator.api import EngineSpec, MoEFleetSpec, parse_duration_s
 from moefleet_operator.planning.observed import Json, Replica
 from moefleet_operator.scaling import Policy, Supply
+from moefleet_operator.scaling.law import WARM_CACHE_S
 
 # As the engine takes it: a replica with more does not start.
 SPEED_MAX: Final = 1000.0
@@ -93,6 +94,7 @@ def supply(replicas: Sequence[Replica], target: int, cold_starts_s: Sequence[flo
         unschedulable=sum(1 for r in live if r.phase == "Pending"),
         draining=sum(1 for r in replicas if r.draining and not r.pod.terminating),
         cold_starts_s=tuple(cold_starts_s)[-COLD_STARTS_MAX:],
+        cold_caches=sum(1 for r in live if r.ready and wall - (r.pod.since("Ready") or 0.0) < WARM_CACHE_S),
     )
 
 

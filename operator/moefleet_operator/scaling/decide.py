@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from moefleet_operator.scaling.asleep import called, may_sleep, woken
 from moefleet_operator.scaling.headroom import observed as surprised
 from moefleet_operator.scaling.headroom import settled
-from moefleet_operator.scaling.law import FORECAST_WINDOW_S, TPOT_SHARE, need
-from moefleet_operator.scaling.state import State, observed, window, wished
+from moefleet_operator.scaling.law import MAX_DECODE_WINDOW_S, TPOT_SHARE, forecast_window_s, need
+from moefleet_operator.scaling.state import MAX_FLAPS, State, observed, window, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
 # Before any cold start was measured: the median of 8-GPU replicas.
@@ -35,6 +35,10 @@ DEAD_FACTOR = 1.5
 MIN_DEAD_AFTER_S = 120.0
 # Below so many measured cold starts the slowest one says little, and the default is kept as a floor.
 TRUSTED_COLD_STARTS = 3
+# A start within one lead of a scale-down is a flap: the replica that was taken down would have been there. Each costs a cold start of
+# GPU time and the requests of one lead; so many an hour are the price of following demand, more are a law that swings.
+FLAPS_PER_HOUR = 6
+HOUR_S = 3600.0
 # Replacements at most for replicas that do not start: what keeps them from starting may keep the next ones too.
 MAX_REPLACEMENTS = 2
 
@@ -65,9 +69,11 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
     found = need(remembered, _living(sample), policy.calibration, lead_s, now)
     if found.mix is not None:
         mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
-        remembered = replace(remembered, mix=mix)
+        remembered = replace(remembered, mix=mix, drift=found.drift, warm_hit=found.warm_hit)
     remembered = _learnt(remembered, sample, found.terms, now)
-    tick = _Tick(remembered, sample, replace(found.terms, hold_s=terms.hold_s), now, found.late)
+    flaps = sum(at_s > now - HOUR_S for at_s in remembered.flaps)
+    found_terms = replace(found.terms, hold_s=terms.hold_s, flaps=flaps)
+    tick = _Tick(remembered, sample, found_terms, now, found.late)
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
         return tick.kept(
             Reason.OBJECTIVE_UNREACHABLE,
@@ -165,11 +171,12 @@ class _Tick:
         at_once = max(math.floor(ready * UP_FACTOR), ready + UP_STEP)
         # A target that stands is no step: it is never taken back because replicas fell away.
         target = min(max(min(asked, at_once), self.supply.target, self.policy.min_replicas), highest)
+        tick = self._flapped(target)
         if target >= asked:
-            return self.result(target, self._why_up())
+            return tick.result(target, self._why_up())
         if target == highest:
-            return self.result(target, Reason.AT_MAXIMUM, f"{asked} are needed, maxReplicas is {highest}")
-        return self.result(
+            return tick.result(target, Reason.AT_MAXIMUM, f"{asked} are needed, maxReplicas is {highest}")
+        return tick.result(
             target,
             Reason.STEP_LIMITED,
             f"{asked} are needed, {ready} {_is(ready)} ready, at most {at_once} at once",
@@ -191,6 +198,19 @@ class _Tick:
                 Reason.LOAD_UNKNOWN,
                 f"{sample.silent_replicas} of {ready} ready {_plural('replica', ready)} "
                 f"{_is(sample.silent_replicas)} silent",
+            )
+        if self.terms.step_time_ratio:
+            return self.kept(
+                Reason.MODEL_DRIFT,
+                f"steps take {self.terms.step_time_ratio:.2f} times what the model says",
+            )
+        if self.terms.flaps >= FLAPS_PER_HOUR:
+            first_s = self.state.flaps[-FLAPS_PER_HOUR]
+            return self.kept(
+                Reason.FLAPPING,
+                f"{self.terms.flaps} starts in an hour came soon after a scale-down, nothing goes down for another"
+                f" {first_s + HOUR_S - self.now:.0f} s",
+                certain=True,
             )
         left_s = cold_start_quantile_s(supply, 0.9) - (self.now - self.state.since_s)
         if left_s > 0:
@@ -232,6 +252,15 @@ class _Tick:
         state = replace(self.state, woke_s=self.now) if wakes else self.state
         return Decision(replicas, reason, message, self.terms, state, certain)
 
+    def _flapped(self, target: int) -> _Tick:
+        """With this step up remembered, when it takes back a step down of less than a lead ago."""
+        before, down_s = self.state.flaps, self.state.last_down_s
+        soon = down_s > 0 and self.now - down_s < self.terms.lead_s
+        counted = bool(before) and before[-1] >= down_s
+        if not soon or counted or target <= self.supply.target:
+            return self
+        return replace(self, state=replace(self.state, flaps=(*before, self.now)[-MAX_FLAPS:]))
+
     def _why_up(self) -> Reason:
         terms = self.terms
         if self.supply.target == 0:
@@ -244,6 +273,8 @@ class _Tick:
             return Reason.BYPASS_TRAFFIC
         if terms.backlog > terms.need - terms.backlog:
             return Reason.BACKLOG
+        if terms.step_time_ratio > 1.0:
+            return Reason.MODEL_DRIFT
         return Reason.KV_CACHE if terms.kv >= terms.need - terms.backlog else Reason.DEMAND_ROSE
 
     def _standing(self, low: int) -> Reason:
@@ -251,6 +282,8 @@ class _Tick:
             return Reason.BYPASS_TRAFFIC
         if self.supply.target == 0:
             return Reason.IDLE
+        if self.terms.step_time_ratio:
+            return Reason.MODEL_DRIFT
         return Reason.AT_MINIMUM if self.terms.wanted < low else Reason.DEMAND_STEADY
 
     def _asleep(self) -> bool:
@@ -266,8 +299,11 @@ def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
     budget = settled(state.budget, state.last_attained, sample.attained, sample.policy.attainment, now)
     # A gateway that is silent, or work that is counted elsewhere now, is no surprise of the traffic.
     # Nor is a forecast from a few seconds of history one.
-    young = window(state, now, FORECAST_WINDOW_S).span_s < FORECAST_WINDOW_S / 2
-    if young or terms.capacity_rps <= 0 or sample.silent_gateways or terms.bypass:
+    forecast_s = forecast_window_s(terms.lead_s)
+    young = window(state, now, forecast_s).span_s < forecast_s / 2
+    # What came in a gap is known as a mean only, and stays in the short windows for a while.
+    blurred = bool(state.gap_end_s) and now - state.gap_end_s < MAX_DECODE_WINDOW_S
+    if young or blurred or terms.capacity_rps <= 0 or sample.silent_gateways or terms.bypass:
         return replace(state, budget=budget, last_attained=sample.attained or state.last_attained)
     mean_rps = budget.requests / budget.seconds if budget.seconds > 0 else 0.0
     weight = terms.arrival_rps / mean_rps if mean_rps > 0 else 1.0
@@ -345,6 +381,10 @@ def sentence(sample: Sample, terms: Terms, why: str) -> str:
         said.append(f", KV caches fill {terms.kv:.2f}")
     if terms.dead:
         said.append(f", {terms.dead} failed to start")
+    if terms.cold_cache_share > 0:
+        said.append(f", new caches are {_percent(terms.cold_cache_share)} of all")
+    if terms.step_time_ratio > 0:
+        said.append(f", steps take {terms.step_time_ratio:.2f} of what the model says")
     if terms.bypass:
         said.append(", counted at the replicas because they got more than the gateways sent")
     return "".join(said)

@@ -9,13 +9,13 @@ plus headroom for what comes during a cold start, plus what already waits, or th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
 from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
 
 from moefleet_operator.scaling.headroom import allowed_share, headroom
-from moefleet_operator.scaling.state import Bucket, State, window
+from moefleet_operator.scaling.state import Bucket, Drift, State, window
 from moefleet_operator.scaling.types import Sample, Terms
 
 # Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
@@ -24,8 +24,10 @@ TPOT_SHARE = 0.85
 PREFILL_WINDOW_S = 30.0
 MAX_DECODE_WINDOW_S = 180.0
 # Window of the forecast. What comes and goes within a cold start (tens of seconds to two minutes on production curves) cannot be
-# followed, only be covered; a window of about one cold start sees the level behind it.
-FORECAST_WINDOW_S = 240.0
+# followed, only be covered; a window of about one cold start sees the level behind it. A fleet that starts in seconds can follow a
+# minute; beyond four minutes a longer window only lags.
+MIN_FORECAST_WINDOW_S = 60.0
+MAX_FORECAST_WINDOW_S = 240.0
 # Demand is believed to fall by half in so many leads (an hour at 425 s), not faster. What vanishes within minutes (a client's
 # outage, a deployment) comes back within minutes, and a cold start is too late then; a fleet that starts in seconds has little to
 # fear. This floor has no headroom, so that it does not bind otherwise.
@@ -52,6 +54,15 @@ ROUNDING_SLACK = 0.05
 DOWN_SIGMAS = 2.0
 # ... and at least so much: the tolerance of Kubernetes HPA. It costs nothing at equal attainment and halves the scaling actions.
 DOWN_MARGIN = 0.1
+# A replica that is ready has an empty prefix cache; so long its share of the hits is not counted on.
+WARM_CACHE_S = 300.0
+# The step model is not believed any more when steps take so much more or less than it says for so many ticks ...
+DRIFT_SHARE = 0.15
+DRIFT_TICKS = 3
+# ... and then so many times what was needed when it was last right is kept, when they take more.
+DRIFT_FACTOR = 1.25
+# A fleet that makes no steps for so long has no model to be wrong.
+DRIFT_FORGOTTEN_S = 60.0
 # Replicas are compared with gateways over this window: answers that take minutes are admitted at their start.
 BYPASS_WINDOW_S = 120.0
 BYPASS_RATIO = 1.1
@@ -68,6 +79,9 @@ class Need:
     mix: Mix | None
     capacity: Capacity | None
     late: bool = False
+    # What is to be remembered of the step model and of the caches.
+    drift: Drift = field(default_factory=Drift)
+    warm_hit: float | None = None
 
 
 def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, now: float) -> Need:
@@ -75,15 +89,19 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     fitted = (
         calibration
         if sample.steps is None
-        else replace(calibration, step=fit_step_model(sample.steps, calibration.step))
+        else replace(
+            calibration,
+            step=fit_step_model(sample.steps, calibration.step, context_tokens=_attended_tokens(state)),
+        )
     )
     bypass = bypassed(state, sample, now)
-    mix = _mix(state, now, bypass)
+    measured = _mix(state, now, bypass)
+    cold_share = min(sample.supply.cold_caches / max(sample.supply.ready, 1), 1.0)
+    mix = None if measured is None else _cold(measured, state.warm_hit, cold_share)
     if mix is None:
         # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
         return Need(Terms(lead_s=lead_s), None, None)
-    # TensorRT-LLM's guaranteed no eviction, which is what our engines do.
-    cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE, kv_reserved=True)
+    cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE)
     if cap.requests_per_s <= 0:
         return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
     prefill_s, decode_s = prefill_work_s(fitted, mix), decode_work_s(fitted, mix)
@@ -101,8 +119,8 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     x = cap.requests_per_s
     arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
     arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
-    forecast = rate(FORECAST_WINDOW_S) / x
-    counted = window(state, now, FORECAST_WINDOW_S)
+    forecast = rate(forecast_window_s(lead_s)) / x
+    counted = window(state, now, forecast_window_s(lead_s))
     noise = 1.0 / math.sqrt(max(counted.admitted if bypass else counted.arrivals, 1.0))
     kv = _kv_replicas(sample)
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
@@ -121,6 +139,11 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     level = max(forecast, level_now(state, lead_s, now))
     work = max(forecast * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
     total = max(work, kv) + backlog
+    drift = drifted(state.drift, sample.step_time_ratio, total, now)
+    off = drift.ticks >= DRIFT_TICKS
+    if off and (sample.step_time_ratio or 0.0) > 1.0:
+        # What the model says is not known to be enough; what was enough when it was right is.
+        total = max(total, drift.good * DRIFT_FACTOR)
     return Need(
         Terms(
             arriving=arriving,
@@ -144,17 +167,39 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             enough=max(0, math.ceil(total * (1.0 + max(DOWN_MARGIN, DOWN_SIGMAS * noise)) - ROUNDING_SLACK)),
             lead_s=lead_s,
             bypass=int(bypass),
+            cold_cache_share=cold_share if mix.cached_tokens < measured.cached_tokens else 0.0,
+            step_time_ratio=(sample.step_time_ratio or 0.0) if off else 0.0,
         ),
         mix,
         cap,
         late,
+        drift,
+        measured.cached_tokens / measured.input_tokens
+        if cold_share == 0.0 and measured.input_tokens > 0
+        else state.warm_hit,
     )
+
+
+def forecast_window_s(lead_s: float) -> float:
+    """One lead (cold start and tick), within bounds."""
+    return min(max(lead_s, MIN_FORECAST_WINDOW_S), MAX_FORECAST_WINDOW_S)
 
 
 def level_now(state: State, lead_s: float, now: float) -> float:
     """Replicas that the highest forecast of late still stands for."""
     level, at_s = state.level
     return level * math.exp2(-max(now - at_s, 0.0) / min(LEVEL_HALF_LIFE_S, LEVEL_LEADS * lead_s))
+
+
+def drifted(before: Drift, ratio: float | None, needed: float, now: float) -> Drift:
+    """`ratio`: measured over predicted time of this tick's steps; `needed`: what the law asks for, in replicas."""
+    if ratio is None:
+        # A tick without steps says nothing; many of them end it.
+        return before if now - before.at_s <= DRIFT_FORGOTTEN_S else Drift(good=before.good)
+    if abs(ratio - 1.0) <= DRIFT_SHARE:
+        return Drift(good=needed)
+    # What the first wrong ticks asked for is not what was good.
+    return Drift(before.ticks + 1, now, before.good or needed)
 
 
 def bypassed(state: State, sample: Sample, now: float) -> bool:
@@ -180,6 +225,22 @@ def _mix(state: State, now: float, bypass: bool) -> Mix | None:
     ):
         prompt, cached = latest[0], latest[1]
     return Mix(input_tokens=prompt, output_tokens=output, cached_tokens=cached)
+
+
+def _cold(measured: Mix, warm_hit: float | None, cold_share: float) -> Mix:
+    """New replicas have no prefixes yet. Gateways see what they miss, but only as late as the answers end: the lesser hit counts."""
+    if cold_share <= 0.0 or warm_hit is None:
+        return measured
+    counted = warm_hit * (1.0 - cold_share) * measured.input_tokens
+    return replace(measured, cached_tokens=min(measured.cached_tokens, counted))
+
+
+def _attended_tokens(state: State) -> float:
+    """Mean context that a prompt token attends to, as `prefill_work_s` counts it."""
+    if state.mix is None:
+        return 0.0
+    prompt, cached, _ = state.mix
+    return cached + (prompt - cached) / 2
 
 
 def _means(seen: Bucket, bypass: bool) -> tuple[float, float, float] | None:

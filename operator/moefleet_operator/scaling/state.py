@@ -27,6 +27,14 @@ HISTORY_S = 330.0
 MAX_BUCKETS = 32
 # Different targets in one hold; beyond it the lowest are merged upwards, which only holds longer.
 MAX_WISHES = 32
+# Of one start after another that had just been taken down, so many times are kept: more than the budget for an hour.
+MAX_FLAPS = 16
+# A gateway is called silent when it has said nothing for so long; what it took in that time is missing already.
+SILENCE_S = 15.0
+# Counts of a longer time than this are a mean, not what happened in it: ticks come every 5 s, and buckets are 30 s at most.
+GAP_S = 45.0
+# Times that came through JSON have a tenth of a second.
+CLOSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,27 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """The totals before something became silent: what came since then is known when it speaks again, but not when it came."""
+
+    at_s: float
+    demand: DemandTotals
+    served: ServedTotals | None = None
+    queue_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How long the step model has been wrong."""
+
+    # Ticks in a row, and the newest of them.
+    ticks: int = 0
+    at_s: float = 0.0
+    # Replicas that were needed when it was last right.
+    good: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     # When this memory began; 0: with the first tick. Younger than a cold start and without replay, nothing goes down.
     since_s: float = 0.0
@@ -91,6 +120,15 @@ class State:
     surprises: Surprises = field(default_factory=Surprises)
     budget: Budget = field(default_factory=Budget)
     last_attained: Attained | None = None
+    # None: all gateways speak.
+    sight: Sight | None = None
+    # End of the last gap in what is known; 0: there was none.
+    gap_end_s: float = 0.0
+    # Of the prompt, what caches had when no replica was new; None: not known yet.
+    warm_hit: float | None = None
+    drift: Drift = field(default_factory=Drift)
+    # When replicas were started soon after one was taken down, oldest first.
+    flaps: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         data = {
@@ -127,6 +165,11 @@ class State:
             "attained": None
             if self.last_attained is None
             else [_short(x) for x in astuple(self.last_attained)],
+            "sight": None if self.sight is None else _sight_json(self.sight),
+            "gap": round(self.gap_end_s, 1),
+            "warm": None if self.warm_hit is None else _short(self.warm_hit, 4),
+            "drift": [self.drift.ticks, round(self.drift.at_s, 1), _short(self.drift.good)],
+            "flaps": [round(at_s, 1) for at_s in self.flaps],
         }
         return json.dumps(data, separators=(",", ":"))
 
@@ -156,6 +199,11 @@ class State:
                 surprises=_surprises(data["surprises"], last),
                 budget=Budget(*map(float, data["budget"])),
                 last_attained=None if data["attained"] is None else Attained(*map(float, data["attained"])),
+                sight=_sight(data.get("sight")),
+                gap_end_s=float(data.get("gap", 0.0)),
+                warm_hit=None if data.get("warm") is None else float(data["warm"]),
+                drift=_drift(*data.get("drift", (0, 0.0, 0.0))),
+                flaps=tuple(map(float, data.get("flaps", ()))),
             )
         except (ValueError, TypeError, KeyError):
             return None
@@ -184,6 +232,10 @@ def shifted(state: State, by_s: float) -> State:
             forecasts=tuple((at + by_s, f) for at, f in state.surprises.forecasts),
         ),
         budget=replace(state.budget, at_s=moved(state.budget.at_s)),
+        sight=state.sight and replace(state.sight, at_s=state.sight.at_s + by_s),
+        gap_end_s=moved(state.gap_end_s),
+        drift=replace(state.drift, at_s=moved(state.drift.at_s)),
+        flaps=tuple(map(moved, state.flaps)),
     )
 
 
@@ -203,10 +255,51 @@ def window(state: State, now: float, length_s: float) -> Bucket:
 
 
 def observed(state: State, sample: Sample, now: float) -> State:
-    """The state with this tick's counts in it. Unknown demand leaves a gap that the next known total fills."""
+    """The state with this tick's counts in it. Unknown demand leaves a gap that the next known total fills evenly.
+
+    While a gateway is silent its share is missing; when it speaks again, all that came since is spread over that time: as the
+    count of one tick it would be a surge that never was (14 replicas were asked for where 4.2 were needed)."""
     if sample.demand is None:
         return state
+    if sample.silent_gateways:
+        state = state if state.sight is not None else replace(state, sight=_last_sight(state))
+    elif state.sight is not None:
+        seen = state.sight
+        state = replace(
+            state,
+            last_s=seen.at_s,
+            last_demand=seen.demand,
+            last_served=seen.served,
+            last_queue_requests=seen.queue_requests,
+            buckets=tuple(b for b in state.buckets if b.end_s <= seen.at_s + CLOSE_S),
+            sight=None,
+        )
     return _appended(state, DemandPoint(now, sample.demand, sample.queue.requests, sample.served))
+
+
+def _last_sight(state: State) -> Sight | None:
+    """Totals as they were before a gateway that is called silent now said its last word."""
+    if state.last_demand is None:
+        return None
+    since = [b for b in state.buckets if b.end_s > state.last_s - SILENCE_S]
+    lost = since[0] if since else Bucket(state.last_s, 0.0)
+    for bucket in since[1:]:
+        lost = lost.merged(bucket)
+    d, s = state.last_demand, state.last_served
+    demand = replace(
+        d,
+        arrivals=d.arrivals - lost.arrivals,
+        prompt_tokens=d.prompt_tokens - lost.prompt_tokens,
+        cached_tokens=d.cached_tokens - lost.cached_tokens,
+        output_tokens=d.output_tokens - lost.output_tokens,
+    )
+    served = s and ServedTotals(
+        s.admitted - lost.admitted,
+        s.prompt_tokens - lost.admitted_prompt_tokens,
+        s.cached_tokens - lost.admitted_cached_tokens,
+        s.output_tokens - lost.made_output_tokens,
+    )
+    return Sight(state.last_s - lost.span_s, demand, served, state.last_queue_requests)
 
 
 def remember(history: Iterable[DemandPoint], now: float) -> State:
@@ -238,6 +331,7 @@ def resumed(replayed: State, kept: State | None, now: float) -> State:
         last_served=None,
         last_queue_requests=0,
         last_attained=None,
+        sight=None,
         buckets=history.buckets,
         wishes=kept.wishes if now - kept.last_s < HISTORY_S else (),
         last_call_s=max(kept.last_call_s, replayed.last_call_s),
@@ -272,36 +366,70 @@ def _appended(state: State, point: DemandPoint) -> State:
     if s is None or s0 is None:
         s = s0 = ServedTotals()
     arrivals = max(d.arrivals - d0.arrivals, 0.0)
+    # Of a gap that is longer than what is remembered, its end: the counts are its mean either way.
+    share = min(1.0, HISTORY_S / span_s)
     came = arrivals + max(d.retries - d0.retries, 0.0) - max(d.shed - d0.shed, 0.0)
-    bucket = Bucket(
-        end_s=now,
-        span_s=min(span_s, HISTORY_S),
-        arrivals=arrivals,
-        prompt_tokens=max(d.prompt_tokens - d0.prompt_tokens, 0.0),
-        cached_tokens=max(d.cached_tokens - d0.cached_tokens, 0.0),
-        output_tokens=max(d.output_tokens - d0.output_tokens, 0.0),
-        sent=max(came - (point.queue_requests - state.last_queue_requests), 0.0),
-        admitted=max(s.admitted - s0.admitted, 0.0),
-        admitted_prompt_tokens=max(s.prompt_tokens - s0.prompt_tokens, 0.0),
-        admitted_cached_tokens=max(s.cached_tokens - s0.cached_tokens, 0.0),
-        made_output_tokens=max(s.output_tokens - s0.output_tokens, 0.0),
+    counts = (
+        arrivals,
+        max(d.prompt_tokens - d0.prompt_tokens, 0.0),
+        max(d.cached_tokens - d0.cached_tokens, 0.0),
+        max(d.output_tokens - d0.output_tokens, 0.0),
+        max(came - (point.queue_requests - state.last_queue_requests), 0.0),
+        max(s.admitted - s0.admitted, 0.0),
+        max(s.prompt_tokens - s0.prompt_tokens, 0.0),
+        max(s.cached_tokens - s0.cached_tokens, 0.0),
+        max(s.output_tokens - s0.output_tokens, 0.0),
     )
-    return replace(then, buckets=_thinned((*state.buckets, bucket), now))
+    bucket = Bucket(now, span_s * share, *(count * share for count in counts))
+    if span_s > GAP_S:
+        # Forecasts from before it are not compared with a mean.
+        surprises = replace(then.surprises, forecasts=())
+        then = replace(then, gap_end_s=now, surprises=surprises)
+    edge_s = state.sight.at_s + CLOSE_S if state.sight else 0.0
+    return replace(then, buckets=_thinned((*state.buckets, bucket), now, edge_s))
 
 
-def _thinned(buckets: Iterable[Bucket], now: float) -> tuple[Bucket, ...]:
+def _thinned(buckets: Iterable[Bucket], now: float, edge_s: float) -> tuple[Bucket, ...]:
+    """`edge_s`: what is before it may come to be all that is kept, so no bucket goes across."""
     out: list[Bucket] = []
     for bucket in buckets:
         if bucket.end_s <= now - HISTORY_S:
             continue
         coarse = bucket.end_s <= now - FINE_S
-        if coarse and out and out[-1].span_s + bucket.span_s <= COARSE_BUCKET_S:
+        across = bool(out) and out[-1].end_s <= edge_s < bucket.end_s
+        if coarse and out and not across and out[-1].span_s + bucket.span_s <= COARSE_BUCKET_S:
             out[-1] = out[-1].merged(bucket)
         else:
             out.append(bucket)
     while len(out) > MAX_BUCKETS:
         out[:2] = [out[0].merged(out[1])]
     return tuple(out)
+
+
+def _sight_json(sight: Sight) -> list[Any]:
+    served = None if sight.served is None else [_short(x) for x in astuple(sight.served)]
+    return [
+        round(sight.at_s, 1),
+        [_short(x) for x in astuple(sight.demand)],
+        served,
+        sight.queue_requests,
+    ]
+
+
+def _sight(data: Any) -> Sight | None:
+    if data is None:
+        return None
+    at_s, demand, served, queue = data
+    return Sight(
+        float(at_s),
+        DemandTotals(*map(float, demand)),
+        None if served is None else ServedTotals(*map(float, served)),
+        int(queue),
+    )
+
+
+def _drift(ticks: Any, at_s: Any, good: Any) -> Drift:
+    return Drift(int(ticks), float(at_s), float(good))
 
 
 def _surprises(data: Any, last: float) -> Surprises:

@@ -97,6 +97,8 @@ class Supply:
     draining: int = 0
     # Newest measured cold starts (pod created to ready), at most 64; empty: none yet.
     cold_starts_s: tuple[float, ...] = ()
+    # Of the ready ones, those whose prefix cache is new: ready for less than law.WARM_CACHE_S.
+    cold_caches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Sample:
     load: Load = field(default_factory=Load)
     # Sums over the engine steps of late, for the online fit of the step model; None: the calibration is all there is.
     steps: StepTotals | None = None
+    # Measured over predicted time of the newest steps; None: none were made, or too few to say.
+    step_time_ratio: float | None = None
     # None: nobody measures what requests get; headroom is then what was learnt from arrivals alone.
     attained: Attained | None = None
 
@@ -146,6 +150,7 @@ class Reason(StrEnum):
     AT_MINIMUM = "AtMinimum"
     HOLDING_BEFORE_SCALE_DOWN = "HoldingBeforeScaleDown"
     BYPASS_TRAFFIC = "BypassTraffic"
+    FLAPPING = "Flapping"
     # Something stands in the way.
     AT_MAXIMUM = "AtMaximum"
     STEP_LIMITED = "StepLimited"
@@ -155,6 +160,7 @@ class Reason(StrEnum):
     LOAD_UNKNOWN = "LoadUnknown"
     RESTARTED = "Restarted"
     NO_CALIBRATION = "NoCalibration"
+    MODEL_DRIFT = "ModelDrift"
 
 
 REASONS: dict[Reason, str] = {
@@ -169,12 +175,14 @@ REASONS: dict[Reason, str] = {
     Reason.AT_MINIMUM: "minReplicas; less would do.",
     Reason.HOLDING_BEFORE_SCALE_DOWN: "Less would do now, but not yet for the whole hold.",
     Reason.BYPASS_TRAFFIC: "Replicas got more than the gateways sent; the larger count is used. Route all callers through the gateway.",
+    Reason.FLAPPING: "Replicas were started too often soon after others were taken down; nothing goes down for up to an hour.",
     Reason.AT_MAXIMUM: "More are needed than maxReplicas allows.",
     Reason.STEP_LIMITED: "More are needed than may start at once; the next step follows when these are ready.",
     Reason.OBJECTIVE_UNREACHABLE: "An empty step is slower than timePerOutputToken allows, so no number of replicas helps.",
     Reason.DEMAND_UNKNOWN: "A gateway is silent, or none has reported yet; nothing goes down until it speaks.",
     Reason.LOAD_UNKNOWN: "A ready replica is silent; nothing goes down until it speaks or is not ready.",
     Reason.RESTARTED: "The operator has no memory of the demand yet; nothing goes down for one cold start.",
+    Reason.MODEL_DRIFT: "Steps take other times than the model says; nothing goes down, and a quarter more is kept when they are slower.",
     Reason.NO_CALIBRATION: "Nobody knows what one replica of this fleet carries, so the target stays.",
 }
 
@@ -217,6 +225,12 @@ class Terms:
     lead_s: float = 0.0
     # 1 when replicas served more than gateways admitted.
     bypass: int = 0
+    # Of the ready replicas, the share whose prefix cache is counted as empty because it is new.
+    cold_cache_share: float = 0.0
+    # Measured over predicted step time while the model is not believed; 0: it is.
+    step_time_ratio: float = 0.0
+    # Starts of the last hour that came soon after a replica was taken down.
+    flaps: int = 0
 
     def as_dict(self) -> dict[str, float | int | str]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

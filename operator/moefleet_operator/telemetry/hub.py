@@ -131,6 +131,8 @@ class TelemetryHub:
             (served.prompt_tokens, served.cached_tokens, served.output_tokens) if served else (0.0, 0.0, 0.0)
         )
         self._figures.setdefault(fleet, FigureBook()).record(Snapshot(now, tokens, ttft, tpot))
+        prior = policy.calibration.step if policy.calibration else None
+        steps, step_time_ratio = self._replicas.steps(fleet, prior, now)
         return Sample(
             policy=policy,
             supply=supply,
@@ -140,7 +142,8 @@ class TelemetryHub:
             served=served,
             silent_replicas=self._replicas.silent(fleet, now),
             load=self._replicas.fleet_load(fleet, now),
-            steps=self._replicas.steps(fleet),
+            steps=steps,
+            step_time_ratio=step_time_ratio,
             attained=attained(ttft, tpot, ttft_limit_s=policy.ttft_s, tpot_limit_s=policy.tpot_s),
         )
 

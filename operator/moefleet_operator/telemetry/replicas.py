@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from moefleet.replica.v1 import replica_pb2
-from moefleet_perf import StepTotals
+from moefleet_perf import StepModel, StepTotals, StepWatch, fed
 
 from moefleet_operator.core.events import Key, ReplicaLoad
-from moefleet_operator.planning.reported import Outcomes, ReplicaState
+from moefleet_operator.planning.reported import Outcomes, ReplicaState, StartReport
 from moefleet_operator.scaling.types import Load, ServedTotals
 from moefleet_operator.telemetry.counters import Counts, Ledger
 from moefleet_operator.telemetry.targets import ReplicaTarget
@@ -17,8 +17,6 @@ from moefleet_operator.telemetry.targets import ReplicaTarget
 # Between LoadSamples when nothing changes; changes of state come at once. 1,000 replicas make 200 messages a second of it.
 LOAD_INTERVAL_S = 5.0
 LOAD_STALE_S = 3 * LOAD_INTERVAL_S
-# Steps older than this count half in the fit: engines are tuned and mixes move.
-STEP_HALF_LIFE_S = 1800.0
 
 SERVED_WIDTH = 4
 _STEP_FIELDS = tuple(f.name for f in fields(StepTotals))
@@ -41,15 +39,15 @@ class _Heard:
     # None: the stream is broken or has not said anything yet.
     sample: replica_pb2.LoadSample | None = None
     at_s: float = 0.0
-    # Steps of late, what was before halved every half-life. They go with the pod: another revision has other steps.
-    recent_steps: Counts = (0.0,) * len(_STEP_FIELDS)
-    recent_at_s: float = 0.0
+    # Steps since the last tick.
+    new_steps: Counts = (0.0,) * len(_STEP_FIELDS)
 
 
 @dataclass(slots=True)
 class _Fleet:
     served: Ledger = field(default_factory=lambda: Ledger(SERVED_WIDTH))
     steps: Ledger = field(default_factory=lambda: Ledger(len(_STEP_FIELDS)))
+    watch: StepWatch = field(default_factory=StepWatch)
     spoke: bool = False
 
 
@@ -84,7 +82,7 @@ class ReplicaBook:
         if before is not None and before.incarnation == sample.incarnation and sample.seq < before.seq:
             return False
         heard.sample, heard.at_s = sample, now
-        self._count(heard, sample, now)
+        self._count(heard, sample)
         return True
 
     def lost(self, uid: str) -> None:
@@ -105,9 +103,12 @@ class ReplicaBook:
             oldest_active_s=said.oldest_active_s,
             incarnation=said.incarnation,
             message=said.message,
+            start=_start(said),
             outcomes=_outcomes(said),
             reusable_tokens=_reusable_tokens(said),
-            hit_share=said.cached_tokens_total / said.prompt_tokens_total if said.prompt_tokens_total else 0.0,
+            hit_share=said.cached_tokens_total / said.prompt_tokens_total
+            if said.prompt_tokens_total
+            else 0.0,
         )
 
     def loads(self, now: float) -> dict[str, ReplicaLoad | None]:
@@ -143,10 +144,21 @@ class ReplicaBook:
         fleet = self._fleets.get(key)
         return ServedTotals(*fleet.served.totals()) if fleet and fleet.spoke else None
 
-    def steps(self, key: Key) -> StepTotals | None:
-        """Over the replicas that there are."""
-        total = sum((StepTotals(*h.recent_steps) for h in self._by_fleet.get(key, ())), StepTotals())
-        return total if total.count > 0 else None
+    def steps(self, key: Key, prior: StepModel | None, now: float) -> tuple[StepTotals | None, float | None]:
+        """Steps that the fit believes, and measured over predicted time of those since the last call; call it once a tick.
+
+        `prior`: of the fleet's calibration; None: nobody knows what a step should take, and nothing is learnt."""
+        fleet = self._fleets.get(key)
+        if fleet is None or prior is None:
+            return None, None
+        reports = []
+        for heard in self._by_fleet.get(key, ()):
+            if heard.new_steps[0] > 0:
+                reports.append(StepTotals(*heard.new_steps))
+                heard.new_steps = (0.0,) * len(_STEP_FIELDS)
+        fleet.watch = fed(fleet.watch, reports, prior, now)
+        total = fleet.watch.totals
+        return (total if total.count > 0 else None), fleet.watch.ratio
 
     def starts_s(self, key: Key) -> dict[str, float]:
         """Seconds from the start of the process to Serving, by pod uid, for those that got there."""
@@ -159,7 +171,7 @@ class ReplicaBook:
     def forget(self, key: Key) -> None:
         self._fleets.pop(key, None)
 
-    def _count(self, heard: _Heard, said: replica_pb2.LoadSample, now: float) -> None:
+    def _count(self, heard: _Heard, said: replica_pb2.LoadSample) -> None:
         uid = heard.target.uid
         fleet = self._fleets.setdefault(heard.target.fleet, _Fleet())
         fleet.spoke = True
@@ -172,13 +184,14 @@ class ReplicaBook:
         fleet.served.put(uid, said.incarnation, served, from_start=said.seq <= 1)
         sums = tuple(float(getattr(said.steps, name)) for name in _STEP_FIELDS)
         new = fleet.steps.put(uid, said.incarnation, sums, from_start=True)
-        if new[0] <= 0:
-            return
-        kept = 0.5 ** (max(now - heard.recent_at_s, 0.0) / STEP_HALF_LIFE_S)
-        heard.recent_steps = tuple(
-            old * kept + more for old, more in zip(heard.recent_steps, new, strict=True)
-        )
-        heard.recent_at_s = now
+        if new[0] > 0:
+            heard.new_steps = tuple(old + more for old, more in zip(heard.new_steps, new, strict=True))
+
+
+def _start(said: replica_pb2.LoadSample) -> StartReport | None:
+    if said.start_s <= 0 or said.load_s <= 0:
+        return None
+    return StartReport(said.fetch_s, said.load_s, said.tune_s, said.start_s)
 
 
 def _outcomes(said: replica_pb2.LoadSample) -> Outcomes | None:

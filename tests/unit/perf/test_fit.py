@@ -1,6 +1,7 @@
 """The online fit finds what steps show, keeps the calibration where they show nothing, and never goes below zero."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,22 @@ def test_a_window_is_the_difference_of_two_reports():
     model = StepModel(0.05, 3e-5, 4e-5, 5e-9)
     after = before + steps(model, 2000, seed=2, noise=0)
     assert fit_step_model(after - before, PRIOR).a_s == pytest.approx(0.05, rel=0.05)
+
+
+def test_the_price_of_attention_stays_the_calibrations_and_is_not_counted_twice():
+    """Prompts that attend to 20,000 tokens each: their time is e, and what is left of it b."""
+    prior = replace(PRIOR, e_s=4.4e-10)
+    context = 20_000
+    chance, totals = random.Random(3), StepTotals()
+    for _ in range(3000):
+        p, n = chance.choice([0, chance.randint(1, 4000)]), chance.randint(1, 500)
+        time_s = prior.step_time_s(p, n, n * 1000, p * context) * (1 + 0.1 * chance.uniform(-1, 1))
+        totals = totals.with_step(time_s, p, n, n * 1000)
+    found = fit_step_model(totals, prior, context_tokens=context)
+    assert found.e_s == prior.e_s
+    assert found.b_s == pytest.approx(prior.b_s, rel=0.1)
+    # Whoever does not say what was attended to finds it in the price of a token.
+    assert fit_step_model(totals, prior).b_s == pytest.approx(prior.b_s + prior.e_s * context, rel=0.1)
 
 
 @settings(max_examples=60)

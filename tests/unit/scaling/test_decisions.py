@@ -107,9 +107,9 @@ class Fleet:
         ),
         ("work for 2.0 replicas and headroom needs three", [(600, 18)], [(3, "DemandSteady")]),
         (
-            "up at once: a step is answered long before the forecast window is full",
-            [(300, 3.6), (60, 36)],
-            [(1, "DemandSteady"), (4, None)],
+            "up at once: half a minute of a step is answered, long before the forecast window is full",
+            [(300, 3.6), (30, 36)],
+            [(1, "DemandSteady"), (3, None)],
         ),
         (
             "up, and after the hold down again, one step a hold",
@@ -124,7 +124,7 @@ class Fleet:
         ),
         (
             "a dip shorter than the window and the hold changes nothing",
-            [(300, 26), (45, 0), (45, 26)],
+            [(300, 26), (20, 0), (60, 26)],
             [(4, "DemandSteady"), (4, None), (4, "DemandSteady")],
         ),
         ("more than maxReplicas", [(600, 400)], [(20, "AtMaximum")]),
@@ -143,8 +143,8 @@ def test_minute_by_minute_through_a_surge_and_back():
     rates = [4, 4, 10, 20, 30, 30, 30, 15, 5, 4, 4, 4]
     seen = [fleet.run(60, rps).replicas for rps in rates]
     # Up within the minute in which it rises, and a surge of 7 times in five minutes raises headroom while it lasts; down by one
-    # step a hold (30 s), never below what the last four minutes need.
-    assert seen[:4] == [1, 1, 2, 3]
+    # step a hold (30 s), never below what the last minute needs.
+    assert seen[:4] == [1, 1, 2, 4]
     assert max(seen) <= 8
     assert seen == sorted(seen[:7]) + sorted(seen[7:], reverse=True)
 
@@ -181,6 +181,10 @@ class Guard:
     # Requests/s of the ten minutes before.
     rps: float = 0.0
     fresh: bool = False
+    # The last of so many, 35 s apart.
+    ticks: int = 2
+    # Flaps of the ten minutes before.
+    flaps: int = 0
 
 
 GUARDS = [
@@ -246,6 +250,14 @@ GUARDS = [
         rps=22, supply=Supply(4, 1, (200.0, 200.0, 200.0), cold_starts_s=COLD_STARTS),
     ),
     Guard(
+        "steps that take half as much again for three ticks: never down", Reason.MODEL_DRIFT, 4, "steps take 1.50 times",
+        facts={"step_time_ratio": 1.5}, rps=3.6, ticks=4,
+    ),
+    Guard(
+        "six starts within an hour that each took back a step down: nothing goes down", Reason.FLAPPING, 4, "6 starts in an hour",
+        flaps=6,
+    ),
+    Guard(
         "replicas without a node do not", Reason.DEMAND_STEADY, 4, "forecast 3.00",
         rps=27, supply=Supply(4, 1, unschedulable=3, cold_starts_s=COLD_STARTS),
     ),
@@ -265,12 +277,12 @@ def test_guards(guard):
         now += 120 * TICK_S
         state = remember(points, now)
         # The hold is over, so that only the guard can keep the target.
-        state = replace(state, wishes=())
+        state = replace(state, wishes=(), flaps=tuple(T0 + 60.0 * i for i in range(guard.flaps)))
     supply = guard.supply
     facts = {"demand": demand, "served": ServedTotals()} | guard.facts
     # Two ticks, a hold apart: the first seeds the hold with the present target.
     decision = None
-    for at in (now, now + 35.0):
+    for at in (now + 35.0 * i for i in range(guard.ticks)):
         n = guard.rps * (at - now)
         if facts["demand"] is not None:
             facts["demand"] = replace(

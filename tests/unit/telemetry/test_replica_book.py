@@ -5,7 +5,9 @@ from moefleet.replica.v1 import replica_pb2 as pb
 from moefleet_operator.core.events import Key
 from moefleet_operator.scaling import Load, ServedTotals
 from moefleet_operator.telemetry import ReplicaTarget
-from moefleet_operator.telemetry.replicas import LOAD_STALE_S, STEP_HALF_LIFE_S, ReplicaBook
+from moefleet_operator.telemetry.replicas import LOAD_STALE_S, ReplicaBook
+from moefleet_perf import StepModel
+from moefleet_perf.online import HALF_LIFE_S
 
 CHAT = Key("team", "chat")
 NOW = 1_700_000_000.0
@@ -84,28 +86,37 @@ def test_another_pod_at_the_address_and_old_samples_are_not_taken():
     assert made.load("a", NOW).active == 1
 
 
+PRIOR = StepModel(0.01, 1e-5, 1e-5, 1e-9)
+
+
 def test_steps_of_late_weigh_more():
     made = book(target("a"))
 
     def report(seq, count, time_s, at):
         made.put("a", load("a", seq, steps=pb.StepSums(count=count, time_s=time_s)), at)
-        return made.steps(CHAT)
+        return made.steps(CHAT, PRIOR, at)
 
-    assert made.steps(CHAT) is None
-    assert report(1, 100, 1.0, NOW).count == 100
-    later = report(2, 200, 11.0, NOW + STEP_HALF_LIFE_S)
+    assert made.steps(CHAT, PRIOR, NOW) == (None, None)
+    assert report(1, 100, 1.0, NOW)[0].count == 100
+    later, ratio = report(2, 200, 11.0, NOW + HALF_LIFE_S)
     assert (later.count, later.time_s) == pytest.approx((150, 10.5))
-    # Nothing new: nothing changes.
-    assert report(3, 200, 11.0, NOW + 2 * STEP_HALF_LIFE_S) == later
+    assert ratio == pytest.approx(10.0)
+    # Nothing new: nothing changes, and nothing is said of the model.
+    assert report(3, 200, 11.0, NOW + 2 * HALF_LIFE_S) == (later, None)
 
 
-def test_steps_go_with_their_pod_because_another_revision_has_others():
+def test_another_revision_with_other_steps_is_believed_within_a_minute():
     made = book(target("old"), target("new"))
-    for uid, time_s in (("old", 50.0), ("new", 1.0)):
-        made.put(uid, load(uid, steps=pb.StepSums(count=100, time_s=time_s)), NOW)
-    assert (made.steps(CHAT).count, made.steps(CHAT).time_s) == (200, 51.0)
-    made.expect([target("new")])
-    assert (made.steps(CHAT).count, made.steps(CHAT).time_s) == (100, 1.0)
+    for i in range(1, 20):
+        uid, time_s, begun = ("old", 0.01, 0) if i < 8 else ("new", 0.02, 7)
+        n = 400 * (i - begun)
+        made.put(uid, load(uid, i, steps=pb.StepSums(count=n, time_s=n * time_s)), NOW + 5 * i)
+        steps, ratio = made.steps(CHAT, PRIOR, NOW + 5 * i)
+        mean_s = steps.time_s / steps.count
+        assert mean_s == pytest.approx(0.01 if i < 15 else 0.02), i
+        assert ratio == pytest.approx(2.0 if 8 <= i <= 15 else 1.0, rel=0.01), i
+    # Nobody knows what a step should take: nothing is learnt.
+    assert made.steps(CHAT, None, NOW + 100) == (None, None)
 
 
 def test_start_times_are_of_those_that_got_there():
