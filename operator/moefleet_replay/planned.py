@@ -82,7 +82,7 @@ def planned(pods: Iterable[PodSeen], wanted: int, now_s: float) -> Moves:
     return Moves(
         leave=tuple(int(leaving.replica.uid) for leaving in found.drain),
         resume=tuple(int(replica.uid) for replica in found.resume),
-        create=found.create,
+        create=sum(making.count for making in found.create),
     )
 
 
