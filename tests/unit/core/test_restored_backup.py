@@ -26,6 +26,7 @@ def pod(name: str, version: int) -> dict[str, Any]:
 
 def test_a_restored_backup_is_believed_after_two_lists_that_are_older_than_one_before() -> None:
     store = Store()
+    store.apply("MoEFleet", Key("models", "chat"), {"metadata": {"uid": "fleet-uid"}, "spec": {}})
     store.relisted("Pod", (pod("a", 110), pod("b", 120)), as_of=150)
     store.apply("Pod", Key("models", "a"), pod("a", 160))
     store.apply("Pod", Key("models", "b"), None, "uid-b")
@@ -37,7 +38,7 @@ def test_a_restored_backup_is_believed_after_two_lists_that_are_older_than_one_b
     )
     touched = store.relisted("Pod", backup, as_of=117)
     assert {key.name: found.version for key, found in store.pods.items()} == {"a": 90, "c": 95}
-    assert touched
+    assert touched == {Key("models", "chat")}
     # From now on the new history counts.
     store.apply("Pod", Key("models", "a"), pod("a", 118))
     assert store.pods[Key("models", "a")].version == 118
