@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -32,6 +32,24 @@ RECONCILE_BUCKETS_S: Final = (
     10.0,
     30.0,
     60.0,
+)
+
+# From the tiny checkpoint on a CPU to weights that come over a slow network.
+COLD_START_BUCKETS_S: Final = (
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    240.0,
+    480.0,
+    900.0,
+    1800.0,
+    3600.0,
+    7200.0,
+    14400.0,
 )
 
 PREFIX: Final = "moefleet_operator"
@@ -93,6 +111,14 @@ class Metrics:
             ["namespace", "fleet", "term"],
             registry=registry,
         )
+        self.cold_start = Histogram(
+            f"{PREFIX}_cold_start_seconds",
+            "From creating a pod to Ready, whole and by phase; a start that failed at first counts with all its attempts.",
+            ["namespace", "fleet", "phase"],
+            buckets=COLD_START_BUCKETS_S,
+            registry=registry,
+        )
+        self._phases: dict[tuple[str, str], set[str]] = {}
         self._fleets: dict[tuple[str, str], set[str]] = {}
         self.leader = Gauge(f"{PREFIX}_leader", "1 while this process holds the Lease.", registry=registry)
         self.lease_renewed = Gauge(
@@ -154,7 +180,17 @@ class Metrics:
                 known.add(term)
                 self.term.labels(namespace=namespace, fleet=fleet, term=term).set(value)
 
+    def started(
+        self, namespace: str, fleet: str, total_s: float, phases_s: Iterable[tuple[str, float]]
+    ) -> None:
+        """Once a replica."""
+        for phase, seconds in (("total", total_s), *phases_s):
+            self._phases.setdefault((namespace, fleet), set()).add(phase)
+            self.cold_start.labels(namespace=namespace, fleet=fleet, phase=phase).observe(seconds)
+
     def forget(self, namespace: str, fleet: str) -> None:
+        for phase in self._phases.pop((namespace, fleet), ()):
+            self.cold_start.remove(namespace, fleet, phase)
         terms = self._fleets.pop((namespace, fleet), None)
         if terms is None:
             return

@@ -68,11 +68,28 @@ class EconomicsStatus(ApiModel):
     margin_percent: SignedDecimal | None = None
 
 
+class ColdStartPhase(ApiModel):
+    """One part of a cold start."""
+
+    name: Annotated[str, Field(max_length=24)]
+    """scheduling, pulling, restarting, starting, fetching, loading, tuning, warming or registering."""
+    p50: _MeasuredDuration
+
+
 class ColdStartStatus(ApiModel):
-    """From creating a pod to its first served token."""
+    """From creating a pod to its first served token. Of the newest revision once three of its starts were measured, else of all."""
 
     p50: _MeasuredDuration | None = None
     p90: _MeasuredDuration | None = None
+    p99: _MeasuredDuration | None = None
+    """What the startup probe's budget is learnt from."""
+    starts: _Count | None = None
+    """How many starts these are of, failed attempts before them included."""
+    slowest_phase: Annotated[str | None, Field(max_length=24)] = None
+    """Where most of the time goes."""
+    phases: Annotated[
+        tuple[ColdStartPhase, ...], Field(max_length=16, json_schema_extra=list_map("name"))
+    ] = ()
 
 
 class RolloutStatus(ApiModel):

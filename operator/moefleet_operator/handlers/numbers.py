@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from moefleet_operator.api import MoEFleetSpec
 from moefleet_operator.api.base import SIGNED_DECIMAL_PATTERN
 from moefleet_operator.core.events import Json
+from moefleet_operator.planning.cold_start import ColdStart, phase_medians_s
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Terms
 from moefleet_operator.scaling.economics import Pricing, PricingError, Throughput, economics
@@ -25,22 +26,35 @@ def numbers(
     figures: Figures,
     terms: Terms,
     replicas: Sequence[Replica],
-    cold_starts_s: Sequence[float],
+    cold_starts: Sequence[ColdStart],
 ) -> Json:
     """Fields of MoEFleet.status; what is not known, or cannot be, is absent."""
     figures = _sane(figures)
-    found: dict[str, dict[str, int | str]] = figures.as_status()
+    found: dict[str, dict[str, Any]] = {**figures.as_status()}
     ready = sum(1 for replica in replicas if replica.ready)
     found["throughput"] = {**found.get("throughput", {}), **_capacity(figures, terms, ready)}
     cost = _economics(spec, figures, replicas)
     if cost:
         found["economics"] = dict(cost)
-    ordered = sorted(seconds for seconds in cold_starts_s if _is_sane(seconds))
-    if ordered:
-        found["coldStart"] = {
-            "p50": _seconds(_quantile(ordered, 0.5)),
-            "p90": _seconds(_quantile(ordered, 0.9)),
-        }
+    if cold := _cold_start(cold_starts):
+        found["coldStart"] = cold
+    return found
+
+
+def _cold_start(starts: Sequence[ColdStart]) -> dict[str, Any]:
+    ordered = sorted(start.total_s for start in starts if _is_sane(start.total_s))
+    if not ordered:
+        return {}
+    phases = {name: seconds for name, seconds in phase_medians_s(starts).items() if _is_sane(seconds)}
+    found: dict[str, Any] = {
+        "p50": _seconds(_quantile(ordered, 0.5)),
+        "p90": _seconds(_quantile(ordered, 0.9)),
+        "p99": _seconds(_quantile(ordered, 0.99)),
+        "starts": len(ordered),
+    }
+    if phases:
+        found["slowestPhase"] = max(phases, key=lambda name: phases[name])
+        found["phases"] = [{"name": name, "p50": _seconds(seconds)} for name, seconds in phases.items()]
     return found
 
 

@@ -112,12 +112,3 @@ def told_cold_starts_s(raw: Json) -> tuple[float, ...]:
         return tuple(parse_duration_s(str(found[name])) for name in ("p50", "p90") if name in found)
     except (TypeError, ValueError):
         return ()
-
-
-def cold_start_s(replica: Replica) -> float | None:
-    """From creating the pod to Ready for the first time; None while it is not, or when that time is not known any more."""
-    container = replica.pod.container
-    ready_at = replica.pod.since("Ready")
-    if ready_at is None or container is None or container.restarts:
-        return None
-    return max(0.0, ready_at - replica.pod.created_at)

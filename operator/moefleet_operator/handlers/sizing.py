@@ -17,6 +17,7 @@ from moefleet_operator.core.events import DecisionMade, Event, Json, Key, Number
 from moefleet_operator.core.ports import View
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.metrics import Metrics
+from moefleet_operator.planning.cold_start import ColdStart, cold_start, of_revision
 from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Decision, State, decide, remember, resumed, shifted
@@ -24,7 +25,7 @@ from moefleet_operator.telemetry import GatewayTarget, ReplicaTarget, TelemetryH
 
 from .keeping import StateKeeper
 from .numbers import numbers
-from .policy import COLD_STARTS_MAX, cold_start_s, policy, supply, told_cold_starts_s, told_target
+from .policy import COLD_STARTS_MAX, policy, supply, told_cold_starts_s, told_target
 
 # As the law expects it.
 TICK_S: Final = 5.0
@@ -33,6 +34,8 @@ TICK_S: Final = 5.0
 TARGETS_EVERY_S: Final = 0.5
 # The wall clock against the monotonic one: more is no drift but somebody who set the clock.
 CLOCK_SET_S: Final = 2.0
+# Seen this soon after its creation, a replica's whole start was seen.
+BIRTH_S: Final = 60.0
 # Gateways replay the last hour within a second; one that is silent for longer must not keep a fleet from being decided on.
 REPLAY_MAX_S: Final = 30.0
 
@@ -48,9 +51,11 @@ class _Memory:
     numbers: Json | None = None
     # Arrivals as of the last decision.
     arrivals: float = 0.0
-    cold_starts_s: deque[float] = field(default_factory=lambda: deque(maxlen=COLD_STARTS_MAX))
+    cold_starts: deque[ColdStart] = field(default_factory=lambda: deque(maxlen=COLD_STARTS_MAX))
     # Replicas whose cold start is counted, or was over before we looked.
     counted: set[str] = field(default_factory=set)
+    # Replicas that we have known from their birth and that have not been Ready yet.
+    unborn: set[str] = field(default_factory=set)
 
 
 class Sizing:
@@ -203,13 +208,14 @@ class Sizing:
                 self._forget(fleet)
             memory = self._memories[fleet] = _Memory(uid, wall)
         replicas = self._view.replicas(fleet)
-        self._count_cold_starts(memory, replicas)
+        self._count_cold_starts(fleet, memory, replicas, wall)
+        cold_starts = of_revision(memory.cold_starts, _newest_revision(replicas))
         target = self._view.target(fleet)
         wishes = policy(spec)
         have = supply(
             replicas,
             told_target(raw, spec.scaling.min_replicas) if target is None else target,
-            memory.cold_starts_s or told_cold_starts_s(raw),
+            [start.total_s for start in cold_starts] or told_cold_starts_s(raw),
             wall,
         )
         sample = self._hub.sample(fleet, wishes, have, wall)
@@ -228,9 +234,7 @@ class Sizing:
                 self._keeper.keep(fleet, decision.state)
         self._tell(fleet, memory, spec, decision, have.target)
         figures = self._hub.figures(fleet, ttft_limit_s=wishes.ttft_s, tpot_limit_s=wishes.tpot_s)
-        self._measure(
-            fleet, memory, numbers(spec, figures, decision.terms, replicas, tuple(memory.cold_starts_s))
-        )
+        self._measure(fleet, memory, numbers(spec, figures, decision.terms, replicas, cold_starts))
 
     def _tell(self, fleet: Key, memory: _Memory, spec: MoEFleetSpec, decision: Decision, before: int) -> None:
         self._metrics.decided(fleet.namespace, fleet.name, decision.replicas, decision.terms.as_dict())
@@ -266,13 +270,31 @@ class Sizing:
             memory.numbers = found
             self._emit(NumbersMeasured(fleet, found))
 
-    def _count_cold_starts(self, memory: _Memory, replicas: Sequence[Replica]) -> None:
+    def _count_cold_starts(
+        self, fleet: Key, memory: _Memory, replicas: Sequence[Replica], wall: float
+    ) -> None:
         there = {replica.uid for replica in replicas}
         memory.counted &= there
+        memory.unborn &= there
         for replica in replicas:
-            if replica.uid not in memory.counted and (cold_s := cold_start_s(replica)) is not None:
+            if replica.uid in memory.counted:
+                continue
+            if replica.pod.since("Ready") is None:
+                if wall - replica.pod.created_at < BIRTH_S:
+                    memory.unborn.add(replica.uid)
+                continue
+            if (start := cold_start(replica, watched=replica.uid in memory.unborn)) is not None:
                 memory.counted.add(replica.uid)
-                memory.cold_starts_s.append(cold_s)
+                memory.cold_starts.append(start)
+                self._metrics.started(fleet.namespace, fleet.name, start.total_s, start.phases_s)
+                log.info(
+                    "ColdStart",
+                    fleet=str(fleet),
+                    replica=replica.name,
+                    seconds=round(start.total_s, 1),
+                    **{name: round(seconds, 1) for name, seconds in start.phases_s},
+                )
+            memory.unborn.discard(replica.uid)
 
     def _forget(self, fleet: Key) -> None:
         del self._memories[fleet]
@@ -294,6 +316,11 @@ def _replica_target(
         pod.uid, fleet, _uid(raw), _address(pod.ip, names.PORT_CONTROL), ready=replica.ready
     )
     return (pod, before[1] if before is not None and before[1] == target else target)
+
+
+def _newest_revision(replicas: Sequence[Replica]) -> str:
+    newest = max(replicas, key=lambda r: r.pod.created_at, default=None)
+    return newest.pod.revision if newest is not None else ""
 
 
 def _address(ip: str, port: int) -> str:

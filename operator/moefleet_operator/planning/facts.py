@@ -37,6 +37,8 @@ class ContainerFacts:
     restarts: int
     # How the process before this one ended, for people.
     last_message: str
+    # When the process that runs began.
+    started_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,7 @@ def _container(raw: Json) -> ContainerFacts:
         message=str(detail.get("message") or ""),
         restarts=int(raw.get("restartCount") or 0),
         last_message=last_message,
+        started_at=unix_seconds(detail.get("startedAt")) or None if kind == "running" else None,
     )
 
 

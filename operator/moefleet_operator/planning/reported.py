@@ -35,6 +35,17 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
+class StartReport:
+    """Seconds from the start of the process, once it has served: until weights were there, the engine could step, the canary had
+    passed. `tune_s` is a part of the second."""
+
+    fetch_s: float
+    load_s: float
+    tune_s: float
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaLoad:
     """The newest LoadSample of a replica, as far as planning needs it."""
 
@@ -50,6 +61,8 @@ class ReplicaLoad:
     # Tokens of finished prompts that its cache holds, and the share of all prompt tokens that were found there so far.
     reusable_tokens: int = 0
     hit_share: float = 0.0
+    # None: it has not served yet, or is of an older release.
+    start: StartReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from moefleet_operator.api.status import MoEFleetStatus, ThroughputStatus
 from moefleet_operator.handlers.numbers import numbers
-from moefleet_operator.handlers.policy import calibration, cold_start_s, policy, supply
+from moefleet_operator.handlers.policy import calibration, policy, supply
+from moefleet_operator.planning.cold_start import ColdStart
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import Terms
 from moefleet_operator.telemetry import Figures
 from moefleet_perf import EIGHT_H800, load_calibration
 from moefleet_runtime.engine.arguments import SimulatedArguments
-from moefleet_testing.builders import NOW, a_container, a_pod, a_resource, false, true
+from moefleet_testing.builders import NOW, a_pod, a_resource, false, true
 
 
 def replica(slot: int = 0, **changes: Any) -> Replica:
@@ -131,20 +132,6 @@ def test_only_the_newest_cold_starts_are_told() -> None:
     assert have.cold_starts_s == tuple(float(n) for n in range(36, 100))
 
 
-@pytest.mark.parametrize(
-    ("changes", "seconds"),
-    [
-        ({"conditions": READY, "created_at": NOW - 160}, 60.0),
-        ({"conditions": NOT_READY}, None),
-        # Ready again after a crash: that is no start from nothing.
-        ({"conditions": READY, "container": a_container(restarts=1)}, None),
-        ({"conditions": READY, "container": None}, None),
-    ],
-)
-def test_a_cold_start_is_from_creation_to_ready(changes: dict[str, Any], seconds: float | None) -> None:
-    assert cold_start_s(replica(**changes)) == seconds
-
-
 def test_numbers_for_people() -> None:
     spec = a_resource(
         pricing={
@@ -161,7 +148,11 @@ def test_numbers_for_people() -> None:
         figures,
         terms,
         [replica(0, conditions=READY), replica(1, conditions=NOT_READY)],
-        [30.0, 50.0, 90.0],
+        [
+            ColdStart("r", 30.0, (("loading", 20.0), ("warming", 10.0))),
+            ColdStart("r", 50.0, (("pulling", 5.0), ("loading", 45.0))),
+            ColdStart("r", 90.0, (("loading", 90.0),)),
+        ],
     )
     assert found["throughput"] == {
         "inputTokensPerSecond": 50_000,
@@ -174,7 +165,20 @@ def test_numbers_for_people() -> None:
     # 0.05 + 0.05 yuan a second, 3600 times; both replicas hold their eight GPUs.
     assert found["economics"]["revenuePerHour"] == "360.00"
     assert found["economics"]["marginPercent"] == "37.78"
-    assert found["coldStart"] == {"p50": "50s", "p90": "90s"}
+    assert found["coldStart"] == {
+        "p50": "50s",
+        "p90": "90s",
+        "p99": "90s",
+        "starts": 3,
+        "slowestPhase": "loading",
+        # Medians: one start of three had the others.
+        "phases": [
+            {"name": "pulling", "p50": "0s"},
+            {"name": "loading", "p50": "45s"},
+            {"name": "warming", "p50": "0s"},
+        ],
+    }
+    assert MoEFleetStatus.model_validate(found).cold_start is not None
 
 
 def test_what_is_not_known_is_absent() -> None:
@@ -205,7 +209,7 @@ def test_a_number_beyond_all_sense_is_absent(odd: float) -> None:
         Figures(input_tok_s=odd, cached_tok_s=odd, output_tok_s=odd, ttft_p99_s=odd, attainment_percent=odd),
         Terms(capacity_input_tok_s=odd, capacity_output_tok_s=odd),
         [replica(0, conditions=READY)],
-        [odd],
+        [ColdStart("r", odd, (("loading", odd),))],
     )
     status = MoEFleetStatus.model_validate(found)
     for count in (status.throughput or ThroughputStatus()).model_dump().values():

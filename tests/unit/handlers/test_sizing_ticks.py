@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import ANY
 
@@ -13,7 +14,7 @@ from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.scaling import DemandTotals, Policy, Sample, Supply
 from moefleet_operator.telemetry import Figures, GatewayTarget, ReplicaTarget, TelemetryHub
-from moefleet_testing.builders import NOW, a_pod, true
+from moefleet_testing.builders import NOW, a_container, a_pod, true
 
 CHAT = Key("models", "chat")
 
@@ -266,3 +267,42 @@ def test_a_defect_at_a_fleet_that_scaling_does_not_steer_is_not_its_decision() -
     desk.world.raw = {CHAT: fleet("External")}
     desk.hub.broken = {CHAT}
     assert desk.tick() == []
+
+
+def test_a_cold_start_counts_once_and_with_the_attempts_that_failed() -> None:
+    desk = Desk()
+    born = desk.clock.wall() + 3.0
+    crashed = a_container(restarts=1, ready=False, started=False, state="waiting", reason="CrashLoopBackOff")
+    unready = a_pod(1, conditions={}, created_at=born, container=a_container(ready=False, started=False))
+    desk.world.pods = [unready]
+    desk.tick()
+    desk.world.pods = [replace(unready, container=crashed)]
+    for _ in range(3):
+        desk.tick()
+    ready_at = born + 18.0
+    conditions = {"PodScheduled": true(at=born + 1), "Ready": true(at=ready_at)}
+    up = a_container(restarts=1, started_at=born + 12)
+    desk.world.pods = [replace(unready, conditions=conditions, container=up)]
+    for _ in range(3):
+        desk.tick()
+    measured = [event.numbers for event in desk.told if isinstance(event, NumbersMeasured)][-1]
+    assert measured["coldStart"]["starts"] == 1
+    assert measured["coldStart"]["p99"] == "18s"
+    assert measured["coldStart"]["slowestPhase"] == "restarting"
+    labels = 'fleet="chat",namespace="models",phase='
+    text = desk.metrics.text().decode()
+    assert f'moefleet_operator_cold_start_seconds_count{{{labels}"total"}} 1.0' in text
+    assert f'moefleet_operator_cold_start_seconds_sum{{{labels}"restarting"}} 11.0' in text
+    # It crashes after it has served: that is no cold start.
+    desk.world.pods = [replace(unready, container=crashed)]
+    desk.tick()
+    desk.world.pods = [
+        replace(unready, conditions={"Ready": true(at=ready_at + 500)}, container=replace(up, restarts=2))
+    ]
+    desk.tick()
+    assert (
+        f'moefleet_operator_cold_start_seconds_count{{{labels}"total"}} 1.0' in desk.metrics.text().decode()
+    )
+    desk.world.raw = {}
+    desk.tick()
+    assert "moefleet_operator_cold_start_seconds_count{" not in desk.metrics.text().decode()
