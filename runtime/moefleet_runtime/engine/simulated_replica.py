@@ -293,7 +293,8 @@ class _Prefixes:
 
     def publish(self, hashes: tuple[bytes, ...], request: EngineRequest) -> None:
         fresh = not all(block in self._known for block in hashes)
-        for block in hashes:
+        # The end of a prefix is useless without its beginning, so the end goes first.
+        for block in reversed(hashes):
             self._known.setdefault(block, 0)
             self._known.move_to_end(block)
         if fresh:
