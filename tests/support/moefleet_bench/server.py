@@ -37,6 +37,7 @@ SHAPE = Shape(STREAMS, MESSAGES_AN_ANSWER, WINDOW_S, ramp_s=2.0, window_s=6.0)
 # The pod that the yardstick speaks of: 50,000 tokens/s of answers at speed 1.
 CALIBRATION, FULL_STREAMS, FULL_PROMPT, FULL_ANSWER = "deepseek-v2-8xh800", 1000, 16, 1000
 RAMP_S, SPAN_S = 8.0, 6.0
+MEMORY_REQUESTS = 100_000
 
 
 def steady(step_s: float) -> dict[str, Any]:
@@ -172,6 +173,38 @@ async def simulated(console: Console) -> list[Row]:
     ]
 
 
+async def memory(console: Console) -> list[Row]:
+    """Short answers by the hundred thousand: what the pod holds after the first tenth, and what it holds after all."""
+    first = Shape(STREAMS, 0, 0.0, requests=MEMORY_REQUESTS // 10)
+    # The window only bounds how long a stuck run waits.
+    rest = Shape(STREAMS, 0, 0.0, window_s=600.0, requests=MEMORY_REQUESTS)
+    async with _at(console) as at, replica(at.folder, args={"calibration": steady(0.002)}) as pod:
+        bodies = at.bodies(16, 2)
+        await load(at.binary, (pod.grpc_at,), bodies, first)
+        before = {pid: _rss_mib(pid) for pid in (pod.pid, pod.host_pid())}
+        window = await load(at.binary, (pod.grpc_at,), bodies, rest)
+        grown = [_rss_mib(pid) - was for pid, was in before.items()]
+        console.print(
+            f"{window.ended} requests in {window.elapsed_s:.0f} s: server {before[pod.pid]:.1f} {grown[0]:+.1f} MiB, host {grown[1]:+.1f} MiB",
+            highlight=False,
+        )
+    return [
+        Row(
+            "server_memory_growth",
+            sum(grown),
+            "MiB",
+            against=f"{sum(before.values()):.0f} MiB held before {MEMORY_REQUESTS:,} requests, server and engine host",
+            wanted="flat",
+        )
+    ]
+
+
+def _rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
 async def _counted(pod: ReplicaProcess, pids: tuple[int, ...]) -> tuple[float, float]:
     """Tokens made so far, processor time so far."""
     return float((await pod.sample()).output_tokens_total), sum(map(process_cpu_s, pids))
@@ -180,4 +213,5 @@ async def _counted(pod: ReplicaProcess, pids: tuple[int, ...]) -> tuple[float, f
 SERVER = (
     Bench(tuple(f"server_messages_{n}" for n in TOKENS_A_MESSAGE), messages),
     Bench(("simulated_tokens_per_core",), simulated),
+    Bench(("server_memory_growth",), memory),
 )
