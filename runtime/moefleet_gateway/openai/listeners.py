@@ -151,6 +151,8 @@ def _strip() -> dict[str, Any]:
     }
 
 
+# What SMG tells of itself and of the addresses behind it.
+_OF_SMG = ("x-smg-parser", "x-smg-routed-worker-id")
 _NO_SUCH_PATH = error_json(
     f"the gateway serves POST {', POST '.join(COMPLETIONS)} and GET {MODELS}",
     "invalid_request_error",
@@ -168,7 +170,14 @@ def _routes() -> list[dict[str, Any]]:
         # SMG restarts: what did not reach it can be sent again.
         "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 3},
     }
-    asked = [{"match": {"path": path, "headers": [method("POST")]}, "route": to_smg} for path in COMPLETIONS]
+    asked = [
+        {
+            "match": {"path": path, "headers": [method("POST")]},
+            "route": to_smg,
+            "response_headers_to_remove": list(_OF_SMG),
+        }
+        for path in COMPLETIONS
+    ]
     models = {
         "match": {"path": MODELS, "headers": [method("GET")]},
         "route": to_smg,

@@ -71,7 +71,8 @@ class Registration:
             if text != self._smg_error:
                 log.warning("smg_not_told", error=text)
             self._smg_error = text
-            # Nothing is known of it: what it serves it still serves, and requests find out.
+            # It is away, or starts and knows nothing: requests wait at the edge instead of failing in it.
+            await self._served.put(frozenset(), {fleet.key: text for fleet in fleets})
             return
         if self._smg_error:
             log.info("smg_told", fleets=sorted(served))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.inference.v1 import inference_pb2_grpc as inf_rpc
 from moefleet.replica.v1 import replica_pb2 as rep
 from moefleet.replica.v1 import replica_pb2_grpc as rep_rpc
+from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 from smg_grpc_proto.generated import trtllm_service_pb2_grpc as trt_rpc
 
@@ -63,9 +65,12 @@ class FakeReplica:
     decode_tokens: int = 0
     report_work: bool = True
     token: str = ""
+    tokenizer: bytes = b""  # the archive that GetTokenizer gives, none when empty
+    complete: bool = False  # trtllm answers end with a whole one, as SMG wants it
     # what happened
     seen: list[Seen] = field(default_factory=list)
     active: int = 0
+    sent: int = 0  # messages of answers, over all requests
     finished: int = 0
     cancelled: int = 0
     refused: int = 0
@@ -145,6 +150,7 @@ class FakeReplica:
                 if number:
                     await asyncio.sleep(self.message_s)
                 yield number
+                self.sent += 1
             context.set_trailing_metadata(
                 (
                     ("x-usage-prompt-tokens", str(prompt_tokens)),
@@ -185,16 +191,41 @@ class _Trtllm(trt_rpc.TrtllmServiceServicer):
         self.replica = replica
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self.replica.gate("trtllm.Generate", request, context)
-        async for number in self.replica.stream(context, len(request.tokenized.input_token_ids)):
+        replica = self.replica
+        await replica.gate("trtllm.Generate", request, context)
+        prompt_tokens = len(request.tokenized.input_token_ids)
+        # Tokens with text: the first of a vocabulary are begin, end and padding.
+        first = 300 if replica.complete else 0
+        async for number in replica.stream(context, prompt_tokens):
+            if request.request_id in replica.aborted:
+                break
+            if request.streaming or not replica.complete:
+                yield trt.GenerateResponse(
+                    request_id=replica.uid, chunk=trt.GenerateStreamChunk(token_ids=[first + number])
+                )
+        if replica.complete:
             yield trt.GenerateResponse(
-                request_id=self.replica.uid, chunk=trt.GenerateStreamChunk(token_ids=[number])
+                request_id=replica.uid,
+                complete=trt.GenerateComplete(
+                    output_token_ids=range(first, first + replica.messages),
+                    finish_reason="stop",
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=replica.output_tokens,
+                ),
             )
 
     async def Abort(self, request: Any, context: Any) -> Any:
         await self.replica.gate("Abort", request, context)
         self.replica.aborted.append(request.request_id)
         return trt.AbortResponse(success=True)
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self.replica.gate("GetTokenizer", request, context)
+        if not self.replica.tokenizer:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no tokenizer to give")
+        data = self.replica.tokenizer
+        yield common_pb2.GetTokenizerChunk(data=data[:100])
+        yield common_pb2.GetTokenizerChunk(data=data[100:], sha256=hashlib.sha256(data).hexdigest())
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:
         await self.replica.gate("GetModelInfo", request, context)
