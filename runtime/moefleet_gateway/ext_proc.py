@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -15,7 +15,7 @@ from moefleet_gateway.errors import immediate
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.picking.core import Pick, Ticket
 from moefleet_gateway.picking.models import ModelTable
-from moefleet_gateway.picking.refusals import Refusal, bad_request
+from moefleet_gateway.picking.refusals import Refusal, bad_request, starting
 from moefleet_gateway.requests import Read, read
 from moefleet_gateway.streams import Call, Stream
 
@@ -25,6 +25,8 @@ STREAM_GRACE_S = 5.0
 # A client ends its call itself, with a clear status, when its deadline comes. Envoy and the replica count from later
 # on and could only reset the stream; they end it this much after, for a client that is gone without a word.
 DEADLINE_MARGIN_S = 5.0
+# For the first lists and load streams of a picker that has just begun; it takes a second.
+KNOW_WAIT_S = 20.0
 _GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -85,10 +87,16 @@ class _Process:
                 # A held request may wait for minutes: of headers and body nothing is needed any more.
                 headers, self._headers = self._headers, {}
                 self._grpc_timeout = headers.get("grpc-timeout", "")
-                models = self._picker.gateway.core.models
-                self._asked(
-                    self._picker.reader(headers.get(":path", ""), headers, request.request_body.body, models)
-                )
+                body = request.request_body.body
+                asked = self._read(headers, body)
+                if (
+                    not self._picker.gateway.synced
+                    and isinstance(asked, Refusal)
+                    and asked.status == "NOT_FOUND"
+                ):
+                    self._later(self._when_known(headers, body))
+                else:
+                    self._asked(asked)
 
     def closed(self) -> None:
         """Envoy has said all; a request that is held goes on."""
@@ -99,6 +107,23 @@ class _Process:
         if self._task is not None:
             self._task.cancel()
 
+    def _read(self, headers: Mapping[str, str], body: bytes) -> Read | Refusal:
+        return self._picker.reader(headers.get(":path", ""), headers, body, self._picker.gateway.core.models)
+
+    async def _when_known(self, headers: Mapping[str, str], body: bytes) -> None:
+        """A picker that has just begun does not know its fleets yet: NOT_FOUND would be untrue, and final to clients."""
+        try:
+            await asyncio.wait_for(self._picker.gateway.knows.wait(), KNOW_WAIT_S)
+        except TimeoutError:
+            self._answer(starting(KNOW_WAIT_S))
+        else:
+            self._asked(self._read(headers, body))
+
+    def _later(self, answering: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.create_task(answering)
+        self._picker.tasks.add(self._task)
+        self._task.add_done_callback(self._picker.tasks.discard)
+
     def _asked(self, asked: Read | Refusal) -> None:
         gateway = self._picker.gateway
         if isinstance(asked, Refusal):
@@ -108,9 +133,7 @@ class _Process:
             if known or isinstance(pick, Refusal):
                 self._answer(pick)
                 return
-            self._task = asyncio.create_task(self._abort_everywhere(asked, pick))
-            self._picker.tasks.add(self._task)
-            self._task.add_done_callback(self._picker.tasks.discard)
+            self._later(self._abort_everywhere(asked, pick))
         else:
             self._inside_id = asked.ask.engine_request_id
             answer = gateway.pick(asked.fleet, asked.ask, self._answer)

@@ -31,6 +31,8 @@ class Gateway:
         self.core = Core(hold_max_s, turn=int(self.incarnation[:8], 16))
         self.ads = AdsServicer(self, self.incarnation[:8])
         self.synced = False  # sources listed everything and every load stream had its chance
+        # The same, to wait for: before it, a fleet that is not known may be there all the same.
+        self.knows = asyncio.Event()
         self.draining = False
         self.load_wanted: Callable[[Replica], None] = lambda replica: None
         self.load_unwanted: Callable[[str], None] = lambda uid: None
@@ -149,6 +151,7 @@ class Gateway:
 
     def mark_synced(self) -> None:
         self.synced = True
+        self.knows.set()
         self._changed()
 
     def sweep(self) -> None:

@@ -56,6 +56,16 @@ def unknown_model(asked: str, known: tuple[str, ...]) -> Refusal:
     )
 
 
+def starting(waited_s: float) -> Refusal:
+    return Refusal(
+        "UNAVAILABLE",
+        "GATEWAY_STARTING",
+        f"this gateway has just begun, and did not learn within {waited_s:g} s which fleets there are",
+        metadata=(("safeToRetry", "true"), ("generatedTokens", "0")),
+        retry_after_s=1.0,
+    )
+
+
 def unknown_fleet(asked: str, known: tuple[str, ...]) -> Refusal:
     shown = ", ".join(known[:KNOWN_MODELS_SHOWN]) or "none"
     return Refusal(
