@@ -13,6 +13,7 @@ from moefleet.inference.v1 import inference_pb2 as pb
 from rich.live import Live
 
 from . import exits
+from .cold_starts import cold_starts_command
 from .convert import convert_command
 from .explain import explain_command
 from .fleets import Cluster, ClusterError, rows
@@ -152,6 +153,7 @@ def top_command(
                 problem = f"{error}; the numbers are old"
 
 
+app.command("cold-starts")(cold_starts_command)
 app.command("convert")(convert_command)
 app.command("explain")(explain_command)
 app.command("record")(record_command)
