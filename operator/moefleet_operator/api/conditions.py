@@ -140,6 +140,8 @@ NODE_LOST: Final = "NodeLost"
 GPU_FAILED: Final = "GpuFailed"
 PREEMPTED: Final = "Preempted"
 POD_DELETED: Final = "PodDeleted"
+# of Events alone
+LABELS_RESTORED: Final = "LabelsRestored"
 # of a draining replica (pod condition moefleet.io/Draining)
 SCALE_DOWN: Final = "ScaleDown"
 ROLLOUT: Final = "Rollout"
@@ -251,6 +253,7 @@ REASONS: Final[dict[str, str]] = {
     GPU_FAILED: "A GPU under a replica is broken, as the device plugin or the kubelet says; another takes its place.",
     PREEMPTED: "The scheduler ended a replica to make room for pods of higher priority; see podTemplate.priorityClassName.",
     POD_DELETED: "Somebody deleted the pod of a replica; its streams finish within its grace, and another takes its place.",
+    LABELS_RESTORED: "Somebody changed the labels of a replica's pod; they were set right again.",
     SCALE_DOWN: "The replica drains because fewer are wanted.",
     ROLLOUT: "The replica drains because a newer revision replaces it.",
     EVICTION: "The replica drains because its pod was told to go, its node is being emptied, or it will not serve again.",

@@ -144,6 +144,7 @@ class Answers:
             return False
         if not isinstance(step, CreateReplica):
             return False
+        self._store.exists(str(meta.get("uid") or ""))
         self._store.apply("Pod", Key(key.namespace, step.name), existing)
         labels: Json = meta.get("labels") or {}
         if labels.get(names.LABEL_FLEET) != key.name:

@@ -23,6 +23,7 @@ from moefleet_operator.planning.facts import (
     PodFacts,
     node_facts,
     other_pod,
+    owned,
     pod_facts,
     unix_seconds,
     version_of,
@@ -143,6 +144,11 @@ class Store:
             if seen_uid != known_uid:
                 return self._remove(kind, key, known_uid) | self._put(kind, key, raw)
         return self._put(kind, key, raw)
+
+    def exists(self, uid: str) -> None:
+        """The API server has just shown the object with this uid: a watch by labels says that a pod is gone, too, when somebody
+        takes its labels."""
+        self._gone.pop(uid, None)
 
     def gone(self, kind: Kind, key: Key, uid: str) -> set[Key]:
         """The API server says that the object with this uid does not exist any more."""
@@ -312,7 +318,7 @@ class Store:
     def _put_pod(self, key: Key, raw: Json) -> set[Key]:
         touched = self._drop_pod(key)
         labels: Mapping[str, Any] = (raw.get("metadata") or {}).get("labels") or {}
-        if labels.get(names.LABEL_NAME) != names.REPLICA_APP:
+        if labels.get(names.LABEL_NAME) != names.REPLICA_APP and not owned(raw):
             other = other_pod(raw)
             self.others[key] = other
             self.usage.set(key, other.node, other.requests, not other.finished)

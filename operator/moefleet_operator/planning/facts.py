@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from moefleet_operator import names
+from moefleet_operator.api import KIND
 
 from .quantity import vector
 
@@ -68,6 +69,8 @@ class PodFacts:
     token_sha256: str
     # Devices that the kubelet says are broken, as "resource id".
     unhealthy: tuple[str, ...] = ()
+    # False: somebody changed a label that says whose replica it is, and of what.
+    labelled: bool = True
 
     def is_true(self, condition: str) -> bool:
         found = self.conditions.get(condition)
@@ -128,14 +131,22 @@ def pod_facts(raw: Json) -> PodFacts:
     containers = status.get("containerStatuses") or ()
     runtime = next((c for c in containers if c.get("name") == names.RUNTIME_CONTAINER), None)
     deleted = meta.get("deletionTimestamp")
+    fleet, revision = str(labels.get(names.LABEL_FLEET) or ""), str(labels.get(names.LABEL_REVISION) or "")
+    slot, labelled = _slot(labels.get(names.LABEL_SLOT)), True
+    # A name cannot be changed, labels can: of a pod that a fleet owns the name is the truth.
+    named = names.parse_pod_name(str(meta.get("name") or "")) if owned(raw) else None
+    if named is not None:
+        fleet, revision, slot = named.fleet, named.revision, named.slot
+        right = names.replica_labels(fleet, revision, slot)
+        labelled = all(labels.get(key) == right[key] for key in right if key != names.LABEL_ACTIVE)
     return PodFacts(
         namespace=str(meta.get("namespace") or ""),
         name=str(meta.get("name") or ""),
         uid=str(meta.get("uid") or ""),
         version=version_of(raw),
-        fleet=str(labels.get(names.LABEL_FLEET) or ""),
-        revision=str(labels.get(names.LABEL_REVISION) or ""),
-        slot=_slot(labels.get(names.LABEL_SLOT)),
+        fleet=fleet,
+        revision=revision,
+        slot=slot,
         active=labels.get(names.LABEL_ACTIVE) == "true",
         owner_uid=str(owner.get("uid") or ""),
         created_at=unix_seconds(meta.get("creationTimestamp")),
@@ -154,7 +165,14 @@ def pod_facts(raw: Json) -> PodFacts:
         requests=pod_requests(spec),
         token_sha256="" if owner else _token_sha256(spec),
         unhealthy=_unhealthy(containers),
+        labelled=labelled,
     )
+
+
+def owned(raw: Json) -> bool:
+    """A fleet made this pod, whatever its labels say now."""
+    owners = _map(raw, "metadata").get("ownerReferences") or ()
+    return any(o.get("controller") and o.get("kind") == KIND for o in owners)
 
 
 def other_pod(raw: Json) -> OtherPod:

@@ -102,6 +102,8 @@ class _Builder:
         leaving = {entry.replica.uid for entry in self.made.drain}
         back = {replica.uid for replica in self.made.resume}
         for replica in self.observed.replicas:
+            if not replica.pod.labelled and not replica.pod.terminating:
+                self.steps.append(relabelled(replica))
             if (
                 replica.uid in leaving
                 or replica.uid in back
@@ -228,6 +230,20 @@ class _Builder:
 
     def _wake(self, at: float) -> None:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
+
+
+def relabelled(replica: Replica) -> AdoptReplica:
+    """Without its labels no gateway, Service or budget knows a pod that still holds its GPUs."""
+    pod = replica.pod
+    labels = names.replica_labels(pod.fleet, pod.revision, pod.slot)
+    del labels[names.LABEL_ACTIVE]
+    return AdoptReplica(
+        name=pod.name,
+        uid=pod.uid,
+        reason=reasons.LABELS_RESTORED,
+        message="somebody changed the labels that say whose replica it is",
+        body={"metadata": {"uid": pod.uid, "labels": labels}},
+    )
 
 
 def free_slots(taken: frozenset[str], rendered: RenderedPod, count: int) -> list[int]:

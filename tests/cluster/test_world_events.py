@@ -1,0 +1,126 @@
+"""What others do to nodes, pods and quotas of a real API server, and how a fleet gets through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moefleet_operator_rig import fleet
+from moefleet_operator_rig.fixtures import Bench, bench, crd
+
+__all__ = ["bench", "crd"]
+
+
+def node_of(bench: Bench, pod: str) -> str:
+    return str(bench.kubectl.json("get", "pod", pod)["spec"]["nodeName"])
+
+
+def message(bench: Bench, name: str, kind: str) -> str:
+    conditions = bench.fleet(name)["status"]["conditions"]
+    return str(next(c["message"] for c in conditions if c["type"] == kind))
+
+
+@contextmanager
+def cordoned(bench: Bench, node: str) -> Iterator[None]:
+    bench.kubectl("cordon", node)
+    try:
+        yield
+    finally:
+        bench.kubectl("uncordon", node)
+
+
+@contextmanager
+def tainted(bench: Bench, node: str, taint: str) -> Iterator[None]:
+    bench.kubectl("taint", "node", node, f"{taint}:NoSchedule")
+    try:
+        yield
+    finally:
+        bench.kubectl("taint", "node", node, f"{taint.split('=', maxsplit=1)[0]}-")
+
+
+def leaves(bench: Bench, victim: str, reason: str) -> None:
+    """Another is ready before this one drains, it drains for its node's sake, and streams end before it goes."""
+    bench.world.set_active(victim, 2)
+    stub = bench.world.by_name(victim)
+    fewest, told = 2, set()
+
+    def drains() -> bool:
+        nonlocal fewest
+        fewest = min(fewest, len(bench.ready_pods("chat")))
+        told.add(bench.condition("chat", "Disrupted"))
+        return bool(stub.drains)
+
+    bench.wait(f"{victim} drains", drains)
+    assert stub.drains == ["Eviction"]
+    assert fewest == 2, "fewer than wanted were ready by our own doing"
+    assert ("True", reason) in told, told
+    assert victim in {p["metadata"]["name"] for p in bench.pods("chat")}, "deleted with streams in it"
+    bench.world.set_active(victim, 0)
+
+    def settled() -> bool:
+        names = {p["metadata"]["name"] for p in bench.pods("chat")}
+        return victim not in names and len(bench.ready_pods("chat")) == 2
+
+    bench.wait("it is gone and two serve", settled)
+    bench.wait("nothing is disrupted", lambda: bench.condition("chat", "Disrupted")[0] == "False")
+
+
+def test_a_cordoned_node_and_one_that_the_autoscaler_takes_are_left_without_a_gap(bench: Bench) -> None:
+    # The whole cluster is watched, so free GPUs are known.
+    bench.leader(watch_namespaces=())
+    bench.kubectl.apply(fleet("chat", bench.namespace, mode="External", replicas=2))
+    bench.wait("two ready", lambda: len(bench.ready_pods("chat")) == 2)
+
+    first = bench.ready_pods("chat")[0]
+    with cordoned(bench, node_of(bench, first)):
+        leaves(bench, first, "NodeCordoned")
+    second = bench.ready_pods("chat")[0]
+    with tainted(bench, node_of(bench, second), "ToBeDeletedByClusterAutoscaler=1"):
+        leaves(bench, second, "NodeBeingRemoved")
+
+    events = bench.kubectl.json("get", "events.events.k8s.io")["items"]
+    said = {(e["reason"], e["type"]) for e in events}
+    assert {("NodeCordoned", "Warning"), ("NodeBeingRemoved", "Warning")} <= said, said
+    assert len(bench.world.seen) == 4, f"two were replaced, once each: {bench.world.seen}"
+
+
+def test_labels_taken_from_a_pod_by_hand_come_back_and_no_second_pod_is_made(bench: Bench) -> None:
+    bench.leader()
+    bench.kubectl.apply(fleet("chat", bench.namespace))
+    bench.wait("Ready", lambda: bench.condition("chat", "Ready")[0] == "True")
+    (pod,) = bench.pods("chat")
+    name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
+
+    def healed() -> bool:
+        found: dict[str, Any] = bench.kubectl.json("get", "pod", name)["metadata"]
+        assert found["uid"] == pod["metadata"]["uid"]
+        return bool(found["labels"] == labels)
+
+    # The operator that watches by label sees a pod go that is still there.
+    bench.kubectl("label", "pod", name, "app.kubernetes.io/name-", "moefleet.io/revision-")
+    bench.wait("its labels are back", healed)
+    bench.kubectl("label", "--overwrite", "pod", name, "moefleet.io/fleet=other", "moefleet.io/slot=7")
+    bench.wait("its labels are right again", healed)
+    bench.wait("Ready", lambda: bench.condition("chat", "Ready")[0] == "True")
+    assert list(bench.world.seen.values()) == [name]
+
+
+def test_a_quota_of_the_namespace_is_said_with_its_numbers_and_heals(bench: Bench) -> None:
+    bench.leader()
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "gpus", "namespace": bench.namespace},
+        "spec": {"hard": {"requests.nvidia.com/gpu": "8"}},
+    }
+    bench.kubectl.apply(quota)
+    bench.wait("the quota counts", lambda: bench.kubectl.json("get", "resourcequota", "gpus").get("status"))
+    bench.kubectl.apply(fleet("chat", bench.namespace, mode="External", replicas=2))
+    bench.wait("it is said", lambda: bench.condition("chat", "CapacityLimited") == ("True", "QuotaExceeded"))
+    bench.wait("one serves", lambda: len(bench.ready_pods("chat")) == 1)
+    assert "gpus" in message(bench, "chat", "CapacityLimited")
+    quota["spec"] = {"hard": {"requests.nvidia.com/gpu": "16"}}
+    bench.kubectl.apply(quota)
+    bench.wait("both serve", lambda: len(bench.ready_pods("chat")) == 2, limit_s=120.0)
+    bench.wait("and it is over", lambda: bench.condition("chat", "CapacityLimited")[0] == "False")
