@@ -70,6 +70,10 @@ def _envoy_resources() -> Object:
     return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
 
 
+def _smg_resources() -> Object:
+    return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
+
+
 def _picker_resources() -> Object:
     return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 
@@ -94,6 +98,20 @@ class GatewayService(Values):
     load_balancer_source_ranges: list[str] = Field(default_factory=list)
 
 
+class OpenAI(Values):
+    enabled: bool = False
+    """Serve OpenAI clients too (chat completions, completions, models): Envoy's second port, with SMG beside it in each gateway
+    pod. The Torch and TensorRT-LLM engines give chat templates and tokenizers; nobody checks API keys."""
+    port: Port = 8081
+    """Of the gateway's Service."""
+    tool_call_parser: str = ""
+    """SMG's parser of tool calls for all fleets, such as deepseek; empty: by the model's name."""
+    reasoning_parser: str = ""
+    """SMG's parser of reasoning for all fleets, such as deepseek_r1; empty: by the model's name."""
+    resources: Object = Field(default_factory=_smg_resources)
+    """Of the smg container; it is 70 MiB, and a few tens more for each fleet's tokenizer."""
+
+
 class Gateway(Workload):
     enabled: bool = True
     """False: no gateway; replicas are Ready without registration, and there is no demand to scale by (use External)."""
@@ -107,6 +125,7 @@ class Gateway(Workload):
     service: GatewayService = GatewayService()
     envoy: Container = Container(resources=_envoy_resources())
     picker: Container = Container(resources=_picker_resources())
+    openai: OpenAI = OpenAI()
 
 
 class ControlKey(Values):

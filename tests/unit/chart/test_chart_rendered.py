@@ -247,6 +247,38 @@ def test_the_picker_starts_before_envoy_and_the_pod_outlives_its_streams() -> No
     assert spec["terminationGracePeriodSeconds"] > 77
 
 
+def test_the_openai_edge_is_a_sidecar_that_outlives_envoy_and_shows_nothing_but_its_paths() -> None:
+    off = render("default")
+    assert "MOEFLEET_OPENAI_LISTEN" not in json.dumps(off)
+    objects = render("default", "--set", "gateway.openai.enabled=true")
+    spec = dict(pod_specs(objects))["moefleet-gateway"]
+    picker, smg = spec["initContainers"]
+    assert (picker["name"], smg["name"], smg["restartPolicy"]) == ("picker", "smg", "Always")
+    # SMG's control interface answers whoever reaches it: it has no port of the pod.
+    assert "ports" not in smg
+    (envoy,) = spec["containers"]
+    assert {p["name"]: p["containerPort"] for p in envoy["ports"]} == {"grpc": 8080, "openai": 8081}
+    for container in (picker, smg, envoy):
+        env = {v["name"]: v.get("value") for v in container["env"]}
+        assert env["MOEFLEET_OPENAI_LISTEN"] == "[::]:8081", container["name"]
+    mounts = {
+        c["name"]: {m["name"] for m in c["volumeMounts"]} & {"tokenizers", "control-key", "run"}
+        for c in (picker, smg)
+    }
+    assert mounts == {"picker": {"tokenizers", "control-key", "run"}, "smg": {"tokenizers"}}
+    (service,) = [s for s in of_kind(objects, "Service") if s["metadata"]["name"] == "moefleet-gateway"]
+    assert [(p["name"], p["port"], p["targetPort"]) for p in service["spec"]["ports"]] == [
+        ("grpc", 8080, "grpc"),
+        ("openai", 8081, "openai"),
+    ]
+    (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["name"] == "moefleet-gateway"]
+    assert [[p["port"] for p in rule["ports"]] for rule in policy["spec"]["ingress"]] == [
+        [8080, 8081],
+        [8502],
+        [9091],
+    ]
+
+
 def test_an_upgrade_that_changes_nothing_restarts_nothing() -> None:
     """Versions and chart labels stay out of the pods, so that only images and settings roll them."""
     for deployment in of_kind(render("default"), "Deployment"):

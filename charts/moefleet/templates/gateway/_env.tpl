@@ -1,4 +1,4 @@
-{{/* Both containers of a gateway pod. */}}
+{{/* All containers of a gateway pod. */}}
 {{- define "moefleet.gatewayEnv" -}}
 - name: POD_NAME
   valueFrom:
@@ -18,6 +18,16 @@
   value: /usr/local/bin/envoy
 - name: MOEFLEET_DRAIN_S
   value: {{ .Values.gateway.drainSeconds | quote }}
+{{- if .Values.gateway.openai.enabled }}
+- name: MOEFLEET_OPENAI_LISTEN
+  value: "[::]:8081"
+{{- end }}
 - name: MOEFLEET_LOG_LEVEL
   value: {{ .Values.gateway.logLevel }}
+{{- end -}}
+
+{{/* Tokenizers of fleets, which the picker fetches and SMG reads. */}}
+{{- define "moefleet.tokenizersMount" -}}
+- name: tokenizers
+  mountPath: /run/moefleet/tokenizers
 {{- end -}}
