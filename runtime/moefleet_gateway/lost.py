@@ -1,6 +1,6 @@
-"""What a client is told when the replica that had its request is gone before anything of the answer came.
+"""What a client is told when the replica that had its request is gone before anything of the answer came, or the picker is.
 
-Envoy's own words for it name no replica, no reason and not whether to try again. After the first byte nothing can be said:
+Envoy's own words for it name no reason and not whether to try again, or there are none. After the first byte nothing can be said:
 Envoy then ends the stream with RST_STREAM, which gRPC shows as INTERNAL (`moefleet.client` goes on by itself).
 """
 
@@ -31,16 +31,36 @@ REPLICA_UNREACHABLE = Refusal(
     metadata=AGAIN,
     retry_after_s=RETRY_AFTER_S,
 )
+PICKER_AWAY = Refusal(
+    "UNAVAILABLE",
+    "PICKER_AWAY",
+    "this gateway could not choose a replica, since its picker is away; the request was not begun, and asking again is safe",
+    metadata=AGAIN,
+    retry_after_s=RETRY_AFTER_S,
+)
 # Envoy's response flags: the connection or the stream ended after the request was sent; or it never could be.
 _FLAGS = ((("UC", "UR"), REPLICA_LOST), (("UF", "UH"), REPLICA_UNREACHABLE))
 
 
 def lost_replies() -> list[dict[str, Any]]:
     """Mappers of Envoy's local replies, which only exist while nothing has been sent."""
-    return [_reply(list(flags), refusal) for flags, refusal in _FLAGS]
+    by_flag = [_reply({"response_flag_filter": {"flags": list(flags)}}, refusal) for flags, refusal in _FLAGS]
+    return [*by_flag, _reply(_PICKER_FAILED, PICKER_AWAY)]
 
 
-def _reply(flags: list[str], refusal: Refusal) -> dict[str, Any]:
+# By its details only: a refusal of the picker's is a local reply too, with the same status and words of its own.
+_PICKER_FAILED = {
+    "extension_filter": {
+        "name": "envoy.access_loggers.extension_filters.cel",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            "expression": "response.code_details.startsWith('ext_proc_error')",
+        },
+    }
+}
+
+
+def _reply(which: dict[str, Any], refusal: Refusal) -> dict[str, Any]:
     full = status(refusal)
     encoded = base64.b64encode(full.SerializeToString()).decode().rstrip("=")
     pairs = (
@@ -49,7 +69,7 @@ def _reply(flags: list[str], refusal: Refusal) -> dict[str, Any]:
         ("grpc-retry-pushback-ms", str(int(RETRY_AFTER_S * 1000))),
     )
     return {
-        "filter": {"response_flag_filter": {"flags": flags}},
+        "filter": which,
         "headers_to_add": [
             {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
             for key, value in pairs

@@ -54,7 +54,10 @@ async def test_killing_the_picker_cuts_no_stream_and_a_new_one_goes_on(rig: Rig)
     await rig.kill_picker()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.generate(rig.stub())
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE  # fail closed, and clients may retry
+    # It fails closed, and clients may retry.
+    failure = failure_of(caught.value.code(), caught.value.details(), caught.value.trailing_metadata())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "PICKER_AWAY"), failure
+    assert "asking again is safe" in failure.message
     await rig.start_picker()
     await rig.wait_ready()
     replica.change(messages=3, message_s=0)
