@@ -18,6 +18,7 @@ from .convert import convert_command
 from .explain import explain_command
 from .fleets import Cluster, ClusterError, rows
 from .gateway import Address, GatewayError, generate, models
+from .history import history_command, undo_command
 from .options import InputError, Output, OutputOption, console
 from .plan import plan_command
 from .policies import policies_command
@@ -156,6 +157,8 @@ def top_command(
 app.command("cold-starts")(cold_starts_command)
 app.command("convert")(convert_command)
 app.command("explain")(explain_command)
+app.command("history")(history_command)
+app.command("undo")(undo_command)
 app.command("record")(record_command)
 app.command("policies")(policies_command)
 app.command("plan")(plan_command)

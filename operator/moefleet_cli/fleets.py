@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moefleet_operator import names
 from moefleet_operator.api import API_GROUP, API_VERSION, PLURAL, MoEFleet
 from pydantic import ValidationError
 
@@ -14,12 +16,20 @@ from .exits import Exit
 # More fleets than a terminal has lines; the API server answers such a page at once.
 LIST_LIMIT = 500
 LIST_LIMIT_S = 15
+# Who changed it, for managedFields.
+FIELD_MANAGER = "moefleet-cli"
 
 
 class ClusterError(Exception):
     """The cluster cannot say which fleets there are; the message says why."""
 
     code = Exit.CLUSTER
+
+
+class ConflictError(ClusterError):
+    """Somebody else was quicker; trying again may work."""
+
+    code = Exit.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,7 @@ class Cluster:
             self.namespace = "default"
         self._api = client.CustomObjectsApi()
         self._core = client.CoreV1Api()
+        self._apps = client.AppsV1Api()
 
     def fleets(self, namespace: str | None) -> list[dict[str, Any]]:
         """None: of all namespaces. Raises ClusterError."""
@@ -167,6 +178,66 @@ class Cluster:
         except (HTTPError, OSError) as error:
             raise ClusterError(f"the API server cannot be reached: {error}") from error
         return {"data": found.data}
+
+    def revisions(self, namespace: str, fleet: str) -> list[dict[str, Any]]:
+        """The fleet's ControllerRevisions, as the API server's JSON. Raises ClusterError."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            answer = self._apps.list_namespaced_controller_revision(
+                namespace,
+                label_selector=names.selector_text(names.child_labels(fleet)),
+                _preload_content=False,
+                _request_timeout=LIST_LIMIT_S,
+            )
+            found: list[dict[str, Any]] = json.loads(answer.data)["items"]
+        except ApiException as error:
+            if error.status in (401, 403):
+                raise ClusterError(
+                    f"you may not list controllerrevisions.apps in namespace {namespace} ({error.reason})"
+                ) from error
+            raise ClusterError(f"listing the revisions of {fleet}: {error.status} {error.reason}") from error
+        except (HTTPError, OSError) as error:
+            raise ClusterError(f"the API server cannot be reached: {error}") from error
+        return found
+
+    def patch_fleet(self, namespace: str, name: str, patch: Mapping[str, Any], *, dry_run: bool) -> None:
+        """A merge patch; with metadata.resourceVersion in it only of what was read. Raises ClusterError."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        group, version = API_GROUP, API_VERSION.partition("/")[2]
+        try:
+            self._api.patch_namespaced_custom_object(
+                group,
+                version,
+                namespace,
+                PLURAL,
+                name,
+                dict(patch),
+                field_manager=FIELD_MANAGER,
+                _content_type="application/merge-patch+json",
+                _request_timeout=LIST_LIMIT_S,
+                **({"dry_run": "All"} if dry_run else {}),
+            )
+        except ApiException as error:
+            if error.status == 409:
+                raise ConflictError(
+                    f"somebody has changed {name} at the same time: nothing was changed, try again"
+                ) from error
+            said = _said(error.body)
+            raise ClusterError(f"changing fleet {name}: {error.status} {said or error.reason}") from error
+        except (HTTPError, OSError) as error:
+            raise ClusterError(f"the API server cannot be reached: {error}") from error
+
+
+def _said(body: Any) -> str:
+    """The message of a Status."""
+    try:
+        return str(json.loads(body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return ""
 
 
 def _context_namespace(config: Any, kubeconfig: str | None, context: str | None) -> str:

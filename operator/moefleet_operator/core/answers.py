@@ -76,6 +76,9 @@ class Answers:
                     return Lesson(True, self._store.gone("Pod", Key(key.namespace, step.name), step.uid))
                 if isinstance(step, ForgetRevision):
                     return Lesson(True, self._forgotten(key, step))
+                if isinstance(step, RecordRevision):
+                    # Somebody deleted it: the next pass writes a new one.
+                    return Lesson(False, self._forgotten(key, step))
                 if isinstance(step, CallResume):
                     self._memory.refuse_resume(step)
                 return Lesson(False)
@@ -120,7 +123,7 @@ class Answers:
                 return Lesson(True, store.gone("Pod", pod, step.uid))
         return Lesson(True)
 
-    def _forgotten(self, fleet: Key, step: ForgetRevision) -> set[Key]:
+    def _forgotten(self, fleet: Key, step: ForgetRevision | RecordRevision) -> set[Key]:
         return self._store.gone("ControllerRevision", Key(fleet.namespace, step.name), step.uid)
 
     def _met(self, waiting: Waiting, existing: Json, now: float) -> bool:

@@ -132,6 +132,14 @@ class Apply(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRevision(Effect):
+    """Merge patch of a ControllerRevision (number, labels, annotations) with metadata.uid in the body."""
+
+    uid: str
+    body: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteRevision(Effect):
     """DELETE of a ControllerRevision with preconditions.uid; answers as DeletePod does."""
 

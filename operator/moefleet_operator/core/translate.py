@@ -30,6 +30,7 @@ from .effects import (
     Effect,
     PatchPod,
     PatchPodConditions,
+    PatchRevision,
     PodCondition,
     ResumeReplica,
 )
@@ -118,8 +119,10 @@ def effect_of(step: AnyStep, common: Common) -> Effect:
             return DeletePod(**head, uid=step.uid, grace_s=step.grace_s)
         case ApplyChild():
             return Apply(**head, body=step.body, create=step.kind in common.absent)
+        case RecordRevision(uid=""):
+            return Apply(**head, body=step.body, create=True)
         case RecordRevision():
-            return Apply(**head, body=step.body, create=step.create)
+            return PatchRevision(**head, uid=step.uid, body=step.body)
         case ForgetRevision():
             return DeleteRevision(**head, uid=step.uid)
         case _:

@@ -35,8 +35,12 @@ class AioTransport:
                 auth_settings=["BearerToken"],
             )
             # Our bodies are JSON already: looking through them for models, as it does for its own, would only copy them.
+            body: Any = request.body
+            if request.content_type == "application/yaml":
+                # YAML has no surrogate pairs.
+                body = json.dumps(body, ensure_ascii=False)
             raw = await self._client.call_api(
-                verb, url, header_params=headers, body=request.body, _request_timeout=timeout
+                verb, url, header_params=headers, body=body, _request_timeout=timeout
             )
             content = await raw.read()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

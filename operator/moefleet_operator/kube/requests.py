@@ -13,6 +13,7 @@ from moefleet_operator.core.effects import (
     EmitEvent,
     PatchPod,
     PatchPodConditions,
+    PatchRevision,
     ReadLease,
     WriteLease,
 )
@@ -27,6 +28,7 @@ KubeEffect = (
     | PatchPodConditions
     | PatchPod
     | DeletePod
+    | PatchRevision
     | DeleteRevision
     | Apply
     | EmitEvent
@@ -57,10 +59,11 @@ def request_of(effect: KubeEffect, wall: float, instance: str) -> Request:
                 content_type="application/strategic-merge-patch+json",
                 timeout_s=WRITE_TIMEOUT_S,
             )
-        case PatchPod():
+        case PatchPod() | PatchRevision():
+            kind = PODS if isinstance(effect, PatchPod) else REVISIONS
             return Request(
                 verb="PATCH",
-                path=PODS.at(effect.object),
+                path=kind.at(effect.object),
                 query=_MANAGER,
                 body=_with_uid(effect.body, effect.uid),
                 content_type="application/merge-patch+json",
@@ -79,11 +82,14 @@ def request_of(effect: KubeEffect, wall: float, instance: str) -> Request:
                 verb="DELETE", path=PODS.at(effect.object), body=options, timeout_s=WRITE_TIMEOUT_S
             )
         case Apply() if effect.create:
+            kind = resource_of(effect.body)
             return Request(
                 verb="POST",
-                path=resource_of(effect.body).path(effect.object.namespace),
+                path=kind.path(effect.object.namespace),
                 query=_MANAGER,
                 body=effect.body,
+                # A revision's data must never change by a byte, and a patch writes it anew in the API server's own JSON.
+                content_type="application/yaml" if kind == REVISIONS else "application/json",
                 timeout_s=WRITE_TIMEOUT_S,
             )
         case Apply():

@@ -15,6 +15,7 @@ from moefleet_operator.core.effects import (
     Exit,
     PatchPod,
     PatchPodConditions,
+    PatchRevision,
     ReadLease,
     ResumeReplica,
     WakeAt,
@@ -67,7 +68,7 @@ class KubeRunner:
             case DeletePod() | DeleteRevision():
                 outcome = await self._send(self._writes, effect)
                 return NotFound(outcome.message) if is_other_uid(outcome) else outcome  # type: ignore[union-attr]
-            case PatchPodConditions() | PatchPod() | Apply() | EmitEvent():
+            case PatchPodConditions() | PatchPod() | PatchRevision() | Apply() | EmitEvent():
                 return await self._send(self._writes, effect)
             case ReadLease():
                 return await self._send(self._lease, effect)

@@ -14,6 +14,8 @@ ContentType = Literal[
     "application/strategic-merge-patch+json",
     # JSON is YAML, and the only apply type that every supported server takes.
     "application/apply-patch+yaml",
+    # Written by the API server in its own way before anything else looks at it.
+    "application/yaml",
 ]
 
 

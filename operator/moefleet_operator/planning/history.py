@@ -107,25 +107,26 @@ def keep(
     number = newest if entry is not None and entry.number == newest else newest + 1
     steps: list[RecordRevision | ForgetRevision] = []
     if entry is None or (entry.number, entry.verdict) != (number, verdict):
-        body = _body(resource, current, number)
-        labels = body["metadata"]["labels"]
-        if verdict:
-            labels[names.LABEL_VERDICT] = verdict
-        if verdict == "refused":
-            labels[names.LABEL_VERDICT_REASON] = reason
-            body["metadata"]["annotations"] = {names.ANNOTATION_VERDICT_MESSAGE: message[:MESSAGE_MAX]}
-        body["data"] = {"spec": {part: spec[part] for part in PARTS if part in spec}}
-        if entry is not None:
-            # It cannot be changed, and two ways to write one revision are the same revision.
-            body["data"] = {"spec": dict(entry.spec)}
+        refused = verdict == "refused"
+        marks: dict[str, Any] = {
+            "labels": {
+                names.LABEL_VERDICT: verdict or None,
+                names.LABEL_VERDICT_REASON: reason if refused else None,
+            },
+            "annotations": {names.ANNOTATION_VERDICT_MESSAGE: message[:MESSAGE_MAX] if refused else None},
+        }
+        if entry is None:
+            body = _new(resource, spec, current, number, marks)
+        else:
+            body = {"metadata": {"uid": entry.uid, **marks}, "revision": number}
         steps.append(
             RecordRevision(
-                name=body["metadata"]["name"],
+                name=names.revision_name(resource.metadata.name, current),
+                uid=entry.uid if entry is not None else "",
                 reason=reason or reasons.REVISION_RECORDED,
                 message=message
                 or f"revision {current} is number {number}{' and proved itself' if verdict == 'good' else ''}",
                 body=body,
-                create=entry is None,
             )
         )
     others = [r for r in history if r.revision != current and r.revision not in in_use]
@@ -142,16 +143,24 @@ def keep(
     return steps
 
 
-def _body(resource: MoEFleet, revision: str, number: int) -> dict[str, Any]:
+def _new(
+    resource: MoEFleet, spec: Json, revision: str, number: int, marks: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, Any]:
+    def told(part: str) -> dict[str, str]:
+        return {name: value for name, value in marks[part].items() if value is not None}
+
+    labels = {**names.child_labels(resource.metadata.name), names.LABEL_REVISION: revision, **told("labels")}
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {
             "name": names.revision_name(resource.metadata.name, revision),
             "namespace": resource.metadata.namespace,
-            "labels": {**names.child_labels(resource.metadata.name), names.LABEL_REVISION: revision},
+            "labels": labels,
+            "annotations": told("annotations"),
             "ownerReferences": [owner_reference(resource)],
         },
+        "data": {"spec": {part: spec[part] for part in PARTS if part in spec}},
         "revision": number,
     }
 

@@ -80,11 +80,12 @@ class ApplyChild(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRevision(Step):
-    """A ControllerRevision as it should be: number and verdict of a revision."""
+    """A ControllerRevision as it should be. uid "": `body` is a new one, and nobody else's of that name is taken over;
+    otherwise `body` is a merge patch of its number and verdict, for its data is never written twice: the API server
+    compares it byte by byte."""
 
+    uid: str
     body: Json
-    # There is none of this name yet as far as is known, and nobody else's is to be taken over.
-    create: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,9 @@ class StubReplica:
     ip: str = field(default_factory=_new_ip)
     state: rep.ReplicaState = rep.REPLICA_STATE_SERVING
     active: int = 0
+    # Requests that have ended in it, and those of them that it failed.
+    ended: int = 0
+    failed: int = 0
     drains: list[str] = field(default_factory=list)
     resumes: int = 0
     refused_calls: int = 0
@@ -76,6 +79,7 @@ class _ReplicaService(rep_rpc.ReplicaServiceServicer):
                     seq=seq,
                     state=replica.state,
                     active=replica.active,
+                    outcomes=rep.Outcomes(ended=replica.ended, failed=replica.failed),
                 )
             )
             try:
@@ -200,6 +204,18 @@ class StubWorld:
             for replica in self.replicas.values():
                 if replica.name == name:
                     replica.active = active
+                    replica.tell()
+
+        self._loop.call_soon_threadsafe(change)
+
+    def serve_requests(self, revision: str, ended: int, failed: int) -> None:
+        """So many requests end in each replica of this revision, from now on."""
+
+        def change() -> None:
+            for replica in self.replicas.values():
+                if f"-{revision}-" in replica.name:
+                    replica.ended += ended
+                    replica.failed += failed
                     replica.tell()
 
         self._loop.call_soon_threadsafe(change)

@@ -309,12 +309,18 @@ class World:
             case CallResume():
                 self.pods[step.name].state = "SERVING"
             case RecordRevision():
-                before = self.history.get(step.name)
-                body = copy.deepcopy(dict(step.body))
-                assert before is None or before["data"] == body["data"], "data of a revision is immutable"
-                assert step.create == (before is None)
-                body["metadata"]["uid"] = f"uid-{step.name}"
-                self.history[step.name] = body
+                if not step.uid:
+                    assert step.name not in self.history, f"{step.name} is there already"
+                    made = copy.deepcopy(dict(step.body))
+                    made["metadata"]["uid"] = f"uid-{step.name}"
+                    self.history[step.name] = made
+                    return
+                found = self.history[step.name]
+                assert step.uid == found["metadata"]["uid"]
+                found["revision"] = step.body["revision"]
+                for part in ("labels", "annotations"):
+                    merged = {**found["metadata"].get(part, {}), **step.body["metadata"][part]}
+                    found["metadata"][part] = {k: v for k, v in merged.items() if v is not None}
             case ForgetRevision():
                 del self.history[step.name]
             case ApplyChild():
