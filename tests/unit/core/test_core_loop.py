@@ -17,6 +17,7 @@ from moefleet_operator.core.effects import (
     Exit,
     PatchPod,
     PatchPodConditions,
+    PatchRevision,
     ReadLease,
     WakeAt,
     WriteLease,
@@ -71,6 +72,8 @@ class Desk:
         # Pods that `carry_out` creates run and are ready at once.
         self.pods_serve = False
         self.fleet: dict[str, Any] = fleet()
+        # ControllerRevisions (and the other children) by name.
+        self.revisions: dict[str, dict[str, Any]] = {}
         # Conditions of the last status that was asked for: type -> (status, reason, message).
         self.conditions: dict[str, tuple[str, str, str]] = {}
 
@@ -130,7 +133,16 @@ class Desk:
                         Ok(self.stamped({**self.fleet, "status": effect.body["status"]}, uid="fleet-uid")),
                     )
                 case Apply():
-                    self.answer(effect, Ok(self.stamped(body, uid=f"uid-{effect.body['kind']}")))
+                    made = self.stamped(body, uid=f"uid-{effect.body['kind']}")
+                    self.revisions[effect.object.name] = made
+                    self.answer(effect, Ok(made))
+                case PatchRevision():
+                    found = self.revisions[effect.object.name]
+                    labels = {**found["metadata"]["labels"], **effect.body["metadata"]["labels"]}
+                    meta = {"labels": {k: v for k, v in labels.items() if v is not None}}
+                    made = self.stamped({**found, "revision": effect.body["revision"]}, **meta)
+                    self.revisions[effect.object.name] = made
+                    self.answer(effect, Ok(made))
                 case _:
                     self.answer(effect, Ok(None))
 
