@@ -225,7 +225,7 @@ class Core:
         if ask.kind == "info":
             return self._pick_any(fleet) or no_replica(fleet.key, 0.0, RETRY_AFTER_MIN_S)
         prompt = ask.ids if ask.ids is not None else lane.lengths.prompt_tokens(ask.text_bytes or 0)
-        output = lane.lengths.output_tokens(prompt, ask.max_tokens)
+        output = lane.lengths.output_tokens(prompt, ask.max_tokens, now)
         if ask.retried:
             lane.demand.retries += 1
         else:
@@ -302,7 +302,7 @@ class Core:
 
     def finish(self, end: End, now: float) -> None:
         lane = self.lanes.get(end.fleet)
-        flight = self._land(end.request_id)
+        flight = self._land(end.request_id, now)
         if lane is None or (flight is not None and flight.ask.kind != "generate"):
             return
         if end.failed:
@@ -321,6 +321,7 @@ class Core:
                     prompt_tokens=end.prompt_tokens,
                     cached_tokens=cached,
                     output_tokens=end.output_tokens,
+                    lasted_s=now - flight.picked_s,
                 )
                 if flight.hit > 0:
                     lane.trust.add(min(1.0, cached / flight.hit))
@@ -375,6 +376,7 @@ class Core:
         entry.candidate.sent_work += flight.work
         entry.tracked += 1
         lane.in_flight += 1
+        lane.lengths.began(waiting.prompt_tokens, ask.max_tokens, now)
         self._sent.setdefault(flight.uid, deque()).append(flight)
         self.flights[ask.request_id] = flight
         if ask.engine_request_id:
@@ -406,13 +408,15 @@ class Core:
         ring = (candidates[first:] + candidates[:first])[:4]
         return Pick(fleet, tuple(Target(c.uid, c.address) for c in ring))
 
-    def _land(self, request_id: str) -> Flight | None:
+    def _land(self, request_id: str, now: float | None = None) -> Flight | None:
         flight = self.flights.pop(request_id, None)
         if flight is None:
             return None
         lane = self.lanes.get(flight.fleet)
         if lane is not None:
             lane.in_flight -= 1
+            if flight.ask.kind == "generate":
+                lane.lengths.left(flight.prompt_tokens, flight.ask.max_tokens, now)
         entry = self.endpoints.by_uid.get(flight.uid)
         if entry is not None:
             entry.tracked = max(0, entry.tracked - 1)
