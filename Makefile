@@ -10,6 +10,7 @@ export PYTHONDONTWRITEBYTECODE ?= 1
 CLUSTER := PYTHONPATH=tests/support $(PY) -m moefleet_cluster
 SEEDS ?= 20
 FIRST ?= 1
+JOBS ?= $(shell nproc)
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,8 +77,9 @@ unit: $(VENV)/.done ## Pure code: tables, properties, golden files
 component: setup ## Real processes on loopback: Envoy with the picker, the runtime, the Torch engine
 	$(BIN)/pytest tests/component
 
-simulate: $(VENV)/.done ## The operator's core on virtual time: SEEDS=20 FIRST=1
-	PYTHONPATH=tests/support $(BIN)/python -m moefleet_testing.simulate --seeds $(SEEDS) --first $(FIRST)
+simulate: $(VENV)/.done ## The operator's core on virtual time: SEEDS=20 FIRST=1 (JOBS=n ONLY=acts PLANTED=bug JSON=file)
+	PYTHONPATH=tests/support $(BIN)/python -m moefleet_testing.simulate --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(PLANTED),--planted $(PLANTED)) $(if $(JSON),--json $(JSON))
 
 cluster-tests: programs setup ## Against a real API server with kwok nodes, and the cluster tool itself (root)
 	$(BIN)/pytest tests/cluster

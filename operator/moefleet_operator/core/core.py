@@ -134,7 +134,7 @@ class Core:
             case Synced(kind=kind, available=available):
                 self._leadership.synced(kind, available)
             case TelemetryUpdate():
-                for uid in self._reports.telemetry(event):
+                for uid in sorted(self._reports.telemetry(event)):
                     self._memory.unresumable.discard(uid)
                     pod = self._store.pod_by_uid(uid)
                     self._touch(self._store.fleet_of_pod(pod) if pod is not None else None, now)
@@ -155,11 +155,12 @@ class Core:
                 assert_never(event)
 
     def _changed(self, kind: Kind, fleets: set[Key], now: float, gone: bool) -> None:
-        for fleet in fleets:
+        # Sorted: a set's order differs from process to process, and what we do must not.
+        for fleet in sorted(fleets):
             self._touch(fleet, now)
         if kind in ("Node", "ResourceQuota") or (kind == "Pod" and gone):
             # Room may have become free.
-            for fleet in self._memory.want_room:
+            for fleet in sorted(self._memory.want_room):
                 self._touch(fleet, now)
 
     def _touch(self, fleet: Key | None, at: float) -> None:
@@ -175,9 +176,9 @@ class Core:
         times = self._leadership.wake_times(now)
         if self._leadership.may_plan(now) and (due := self._queue.next_at()) is not None:
             times.append(due)
-        at = min((max(t, now) for t in times), default=None)
-        if at is None:
+        if not times:
             return
+        at = max(min(times), now)
         if at != self._wake_at or at <= now or isinstance(event, Tick):
             self._wake_at = at
             key = Key(self._settings.namespace, self._settings.identity)
@@ -325,7 +326,7 @@ class Core:
             run = None
         lesson = self._answers.take(waiting, outcome, now)
         self._notify(key, lesson.notices, now)
-        for fleet in lesson.touched:
+        for fleet in sorted(lesson.touched):
             self._touch(fleet, now)
         if lesson.success:
             self._memory.succeeded((key, waiting.group), waiting.signature)
@@ -375,7 +376,9 @@ class Core:
 
     def _emit(self, effect: Effect) -> int:
         self._next_id += 1
-        self._out.append(replace(effect, id=self._next_id))
+        # Made a moment ago by ourselves, and nobody else has it yet; a copy would cost more than all that led to it.
+        object.__setattr__(effect, "id", self._next_id)
+        self._out.append(effect)
         return self._next_id
 
     def _drop_fleet(self, key: Key) -> None:

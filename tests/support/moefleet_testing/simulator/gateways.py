@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from moefleet_operator import names
 from moefleet_operator.core.events import Key, Kind
 from moefleet_operator.planning.reported import EndpointView, GatewayView
 
-from .api import Api, Object, is_true
+from .api import Api, Object, is_true, owner_of, uid_of
 from .nodes import Nodes
 from .replicas import Replica, Stream
 from .world import World
@@ -44,12 +43,19 @@ class Gateway:
         self.world, self.api, self.nodes = world, api, nodes
         self.name = name
         self.changed = changed
+        self.rng = world.stream(name)
+        self.alive = True
+        # The operator's stream to it says nothing until then; the requests go on.
+        self.silent_until = 0.0
         self.endpoints: dict[str, Endpoint] = {}
+        # When it last knew a replica as registered.
+        self.known_at: dict[str, float] = {}
         self.version = 0
         self.held: list[Request] = []
         self.failed: list[Request] = []
         self.served = 0
         self.refused = 0
+        self._running: dict[int, Replica] = {}
         # Seconds from a change in the world to Envoy's acknowledgement of it.
         self.lag_s = (0.05, 0.5)
         made = api.create(
@@ -61,19 +67,36 @@ class Gateway:
             },
         )
         assert made is not None
-        self.uid: str = made["metadata"]["uid"]
+        self.uid = uid_of(made)
+        for replica in nodes.replicas.values():
+            self.look(replica.uid)
         api.hooks.append(self._hook)
 
     def view(self) -> GatewayView:
         known = {uid: EndpointView(e.registered, e.in_flight) for uid, e in self.endpoints.items()}
         return GatewayView("1", self.version, known)
 
+    def kill(self) -> None:
+        """Envoy and picker are gone, and every stream and held request with them."""
+        self.alive = False
+        running, self._running = self._running, {}
+        for request_id, replica in running.items():
+            replica.cancel(request_id)
+        self.held.clear()
+        self.endpoints.clear()
+        self.api.hooks.remove(self._hook)
+        self.api.remove("GatewayPod", Key(GATEWAY_NAMESPACE, self.name))
+
+    def knew(self, uid: str, since: float) -> bool:
+        endpoint = self.endpoints.get(uid)
+        return (endpoint is not None and endpoint.registered) or self.known_at.get(uid, -1e9) >= since
+
     def look(self, uid: str) -> None:
         """Something about this replica changed: after a while the picker and its Envoy know."""
-        self.world.after(self.world.between(*self.lag_s), lambda: self._sync(uid))
+        self.world.after(self.rng.uniform(*self.lag_s), lambda: self._sync(uid))
 
     def request(self, request: Request) -> None:
-        if request.done:
+        if request.done or not self.alive:
             return
         usable = [
             (e.in_flight, uid)
@@ -102,12 +125,14 @@ class Gateway:
         def ended(whole: bool) -> None:
             endpoint.in_flight -= 1
             request.done = True
+            self._running.pop(request.id, None)
             self.served += whole
             self._tidy(uid)
             self._tell()
 
         stream = Stream(request.id, self.world.now, ended)
         if replica is not None and replica.admit(stream, request.duration_s):
+            self._running[request.id] = replica
             self._tell()
             return
         endpoint.in_flight -= 1
@@ -122,11 +147,13 @@ class Gateway:
             self.request(request)
 
     def _sync(self, uid: str) -> None:
-        pod = next((p for p in self.api.all("Pod") if p["metadata"]["uid"] == uid), None)
-        replica = self.nodes.replicas.get(uid)
+        if not self.alive:
+            return
+        pod, replica = self.api.pod(uid), self.nodes.replicas.get(uid)
         good = (
             pod is not None
             and replica is not None
+            and replica.answers
             and replica.state == "SERVING"
             and is_true(pod, "ContainersReady")
             and not is_true(pod, names.CONDITION_DRAINING)
@@ -134,14 +161,16 @@ class Gateway:
         )
         endpoint = self.endpoints.get(uid)
         if good and pod is not None and (endpoint is None or not endpoint.registered):
-            owner = _owner(pod)
-            self.endpoints.setdefault(uid, Endpoint(owner)).registered = True
+            if endpoint is None:
+                endpoint = self.endpoints[uid] = Endpoint(owner_of(pod))
+            endpoint.registered = True
             self._tell()
             waiting, self.held = self.held, []
             for request in waiting:
                 self.request(request)
         elif not good and endpoint is not None and endpoint.registered:
             endpoint.registered = False
+            self.known_at[uid] = self.world.now
             self._tidy(uid)
             self._tell()
 
@@ -152,18 +181,19 @@ class Gateway:
 
     def _tell(self) -> None:
         self.version += 1
-        self.changed(self)
+        if self.alive:
+            self.changed(self)
 
     def _hook(self, kind: Kind, _key: Key, before: Object | None, after: Object | None) -> None:
         if kind == "Pod":
-            pod: dict[str, Any] = after or before or {}
-            self.look(pod["metadata"]["uid"])
+            pod = after or before
+            if (pod is not None and uid_of(pod) in self.nodes.replicas) or (
+                before is not None and after is None
+            ):
+                self.look(uid_of(pod))  # type: ignore[arg-type]
 
     def replica_changed(self, replica: Replica) -> None:
-        self.look(replica.uid)
-
-
-def _owner(pod: Object) -> str:
-    return next(
-        (str(o["uid"]) for o in pod["metadata"].get("ownerReferences") or () if o.get("controller")), ""
-    )
+        endpoint = self.endpoints.get(replica.uid)
+        registered = endpoint is not None and endpoint.registered
+        if registered != (replica.answers and replica.state == "SERVING"):
+            self.look(replica.uid)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from moefleet_operator.core.core import Core
 from moefleet_operator.core.effects import (
+    CreatePod,
     DrainReplica,
     Effect,
     Exit,
@@ -17,6 +19,7 @@ from moefleet_operator.core.effects import (
 )
 from moefleet_operator.core.events import (
     KINDS,
+    Conflict,
     DecisionMade,
     EffectDone,
     Event,
@@ -37,52 +40,93 @@ from moefleet_operator.core.events import (
 )
 from moefleet_operator.core.settings import GATHER_S, CoreSettings
 
-from .api import Api, Object
+from .api import Api, Object, owner_of, uid_of
 from .gateways import GATEWAY_NAMESPACE, Gateway
 from .nodes import Nodes
 from .replicas import Replica
 from .world import World
 
 CONTROL_KEY = b"0123456789abcdef0123456789abcdef"
-# More often than in a real process, so that each story has many.
-RELIST_S = 12.0
+# As in a real process.
+RELIST_S = 60.0
+DECIDE_S = 5.0
 # From reading a LIST to working on it: pages, a busy API server, a queue of events. The watch goes on meanwhile.
 RELIST_LATE_S = 4.0
-DECIDE_S = 5.0
+STALE_LATE_S = 30.0
+LEASE = Key(GATEWAY_NAMESPACE, "moefleet-operator")
 
-Decide = Callable[[], list[DecisionMade]]
+Decide = Callable[["OperatorProcess"], list[DecisionMade]]
+
+
+@dataclass(slots=True)
+class Weather:
+    """How one operator's way to the API server, to replicas and to gateways is; each until a time."""
+
+    errors_until: float = 0.0
+    error_rate: float = 0.0
+    slow_until: float = 0.0
+    throttled_until: float = 0.0
+    away_until: float = 0.0
+    conflicts_until: float = 0.0
+    # Requests for the Lease fail, all others go through.
+    lease_cut_until: float = 0.0
+    watch_lossy_until: float = 0.0
+    watch_cut_until: float = 0.0
+    watch_twice_until: float = 0.0
+    watch_disordered_until: float = 0.0
+    lists_stale_until: float = 0.0
+    telemetry_until: float = 0.0
+
+    def clear(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0.0)
 
 
 class OperatorProcess:
     def __init__(
-        self, world: World, api: Api, nodes: Nodes, *, gateways: list[Gateway], name: str, decide: Decide
+        self,
+        world: World,
+        api: Api,
+        nodes: Nodes,
+        *,
+        gateways: list[Gateway],
+        name: str,
+        decide: Decide,
+        check: Callable[[OperatorProcess, Effect], None],
+        died: Callable[[OperatorProcess], None],
     ) -> None:
         self.world, self.api, self.nodes, self.gateways = world, api, nodes, gateways
         self.name = name
         self.alive = True
-        # Share of requests that fail, before or after they were carried out.
-        self.fault_rate = 0.0
-        # Requests for the Lease fail until then, all others go through.
-        self.lease_cut_until = 0.0
+        self.weather = Weather()
         # The process stands still until then (a stopped virtual machine); what arrives waits.
         self.frozen_until = 0.0
-        self._decide = decide
+        # Its wall clock is wrong by so much.
+        self.clock_error_s = 0.0
+        # Ends before its n-th effect from now; 0: does not.
+        self.dies_at_effect = 0
+        # What it missed may still be unknown to it; None: it knows everything that is not just under way.
+        self.deaf_since: float | None = None
+        # Fleets that it was told are being deleted or gone.
+        self.knows_deleted: set[str] = set()
+        self._decide, self._check, self._died = decide, check, died
+        self._rng = world.stream(name)
         settings = CoreSettings(
             identity=name,
             namespace=GATEWAY_NAMESPACE,
             control_key=CONTROL_KEY,
-            gateway=bool(gateways),
+            gateway=True,
             pods_watched="all",
             gather_s=GATHER_S,
         )
-        self.core = Core(settings, random.Random(world.random.random()))
-        self._delivered: dict[Kind, float] = {}
+        self.core = Core(settings, random.Random(f"{world.seed}/{name}/jitter"))
+        self._delivered: dict[str, float] = {}
         self._loads: dict[str, ReplicaLoad | None] = {}
         self._views: dict[str, GatewayView | None] = {}
         self._flushing = False
         self._wake = 0
         api.hooks.append(self._hook)
-        world.after(world.between(0.2, 1.5), self._begin)
+        world.after(self._rng.uniform(0.2, 1.5), self._begin)
 
     def leading(self) -> bool:
         return self.alive and self.core.leading(self.world.now)
@@ -92,82 +136,146 @@ class OperatorProcess:
         self.world.tell(f"{self.name}: told to stop")
         self.feed(Stop())
 
-    def kill(self) -> None:
-        self.world.tell(f"{self.name}: killed")
+    def kill(self, why: str = "killed") -> None:
+        if not self.alive:
+            return
+        self.world.tell(f"{self.name}: {why}")
         self.alive = False
+        self.api.hooks.remove(self._hook)
+        self._died(self)
 
     def feed(self, event: Event) -> None:
         if not self.alive:
             return
-        if self.world.now < self.frozen_until:
-            self.world.after(self.frozen_until - self.world.now, lambda: self.feed(event))
+        now = self.world.now
+        if now < self.frozen_until:
+            self.world.after(self.frozen_until - now, lambda: self.feed(event))
             return
-        for effect in self.core.on(event, self.world.now, self.world.wall):
+        for effect in self.core.on(event, now, self.world.wall + self.clock_error_s):
             self._carry_out(effect)
         if self.core.errors:
             self.world.broken("the core raises nothing", repr(self.core.errors))
 
     def replica_changed(self, replica: Replica) -> None:
-        self._loads[replica.uid] = replica.load() if replica.alive else None
-        self._flush_soon()
+        if self.world.now >= self.weather.telemetry_until:
+            self._loads[replica.uid] = replica.load()
+            self._flush_soon()
 
     def gateway_changed(self, gateway: Gateway) -> None:
-        self._views[gateway.uid] = gateway.view()
-        self._flush_soon()
+        if self.world.now >= max(self.weather.telemetry_until, gateway.silent_until):
+            self._views[gateway.uid] = gateway.view() if gateway.alive else None
+            self._flush_soon()
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    def lose_telemetry(self, until: float, *, broken: bool) -> None:
+        """`broken`: it knows that it hears nobody; otherwise it just hears nothing new."""
+        if broken:
+            for uid in self.nodes.replicas:
+                self._loads[uid] = None
+            for gateway in self.gateways:
+                self._views[gateway.uid] = None
+            self._flush_soon()
+        self.weather.telemetry_until = until
+        self.world.after(until - self.world.now, self.hear_again)
 
-    def _begin(self) -> None:
-        if not self.alive:
-            return
-        self._relist()
-        for kind in KINDS:
-            self.feed(Synced(kind))
+    def hear_again(self) -> None:
         for replica in self.nodes.replicas.values():
             self.replica_changed(replica)
         for gateway in self.gateways:
             self.gateway_changed(gateway)
-        self.world.after(self.world.between(0.0, DECIDE_S), self._tick_scaling)
-        self.world.after(RELIST_S, self._relist_again)
-        self.feed(Tick())
 
-    def _relist(self, late_s: float = 0.0) -> None:
+    def be_deaf(self) -> None:
+        if self.deaf_since is None:
+            self.deaf_since = self.world.now
+
+    def relist(self, late_s: float = 0.0) -> None:
+        """Lists of all kinds, read now and worked on a little later."""
+        heals = self.world.now >= max(
+            self.weather.watch_lossy_until, self.weather.watch_cut_until, self.weather.away_until
+        )
+        last_s = 0.0
         for kind in KINDS:
             listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version)
             if late_s:
-                self.world.after(self.world.between(0.0, late_s), lambda event=listed: self.feed(event))  # type: ignore[misc]
+                wait_s = self._rng.uniform(0.0, late_s)
+                last_s = max(last_s, wait_s)
+                self.world.after(wait_s, lambda event=listed: self._listed(event))  # type: ignore[misc]
             else:
-                self.feed(listed)
+                self._listed(listed)
+        if heals and self.deaf_since is not None:
+            self.world.after(last_s, self._heard)
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        # Unless it has become deaf again since.
+        if self.world.now >= max(self.weather.watch_lossy_until, self.weather.watch_cut_until):
+            self.deaf_since = None
+
+    def _listed(self, event: Relisted) -> None:
+        if event.kind == "MoEFleet":
+            self.knows_deleted |= {uid_of(f) for f in event.objects if "deletionTimestamp" in f["metadata"]}
+        self.feed(event)
+
+    def _begin(self) -> None:
+        if not self.alive:
+            return
+        self.relist()
+        for kind in KINDS:
+            self.feed(Synced(kind))
+        self.hear_again()
+        self.world.after(self._rng.uniform(0.0, DECIDE_S), self._tick_scaling)
+        self.world.after(RELIST_S * self._rng.random(), self._relist_again)
+        self.feed(Tick())
 
     def _relist_again(self) -> None:
         if self.alive:
-            self._relist(RELIST_LATE_S)
+            if self.world.now >= self.weather.away_until:
+                stale = self.world.now < self.weather.lists_stale_until
+                self.relist(STALE_LATE_S if stale else RELIST_LATE_S)
             self.world.after(RELIST_S, self._relist_again)
 
     def _tick_scaling(self) -> None:
         if not self.alive:
             return
-        if self.leading():
-            for decision in self._decide():
+        if self.world.now >= self.frozen_until:
+            for decision in self._decide(self):
                 self.feed(decision)
         self.world.after(DECIDE_S, self._tick_scaling)
 
     def _hook(self, kind: Kind, key: Key, before: Object | None, after: Object | None) -> None:
-        if not self.alive or kind not in KINDS:
+        if kind not in KINDS:
             return
-        delay_s = (
-            self.world.between(0.005, 0.1) if not self.world.chance(0.02) else self.world.between(0.5, 1.8)
-        )
-        at = max(self.world.now + delay_s, self._delivered.get(kind, 0.0))
-        self._delivered[kind] = at
-        uid = (after or before or {})["metadata"]["uid"]
-        self.world.after(at - self.world.now, lambda: self.feed(ObjectChanged(kind, key, after, uid)))
+        now, weather, rng = self.world.now, self.weather, self._rng
+        if now < max(weather.watch_cut_until, weather.away_until):
+            self.be_deaf()
+            return
+        if now < weather.watch_lossy_until and rng.random() < 0.4:
+            self.be_deaf()
+            return
+        delay_s = rng.uniform(0.005, 0.1) if rng.random() > 0.02 else rng.uniform(0.5, 1.8)
+        if now < weather.watch_disordered_until:
+            at = now + rng.uniform(0.0, 5.0)
+        else:
+            at = max(now + delay_s, self._delivered.get(kind, 0.0))
+            self._delivered[kind] = at
+        uid = uid_of(after or before or {})
+        event = ObjectChanged(kind, key, after, uid)
+        deleted = kind == "MoEFleet" and (after is None or "deletionTimestamp" in after["metadata"])
+
+        def deliver() -> None:
+            if deleted and self.world.now >= self.frozen_until:
+                self.knows_deleted.add(uid)
+            self.feed(event)
+
+        self.world.after(at - now, deliver)
+        if now < weather.watch_twice_until:
+            self.world.after(at - now + rng.uniform(0.0, 3.0), deliver)
 
     def _flush_soon(self) -> None:
         if self._flushing or not self.alive:
             return
         self._flushing = True
-        self.world.after(self.world.between(0.1, 0.5), self._flush)
+        self.world.after(self._rng.uniform(0.1, 0.5), self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -187,62 +295,68 @@ class OperatorProcess:
 
                 self.world.after(effect.at - self.world.now, wake)
             case Exit():
-                self.world.tell(f"{self.name}: exits, {effect.message}")
-                self.alive = False
+                self.kill(f"exits, {effect.message}")
             case _:
+                if not self.alive:
+                    return
                 if not effect.reason or not effect.message:
                     self.world.broken("every effect says why", repr(effect))
+                if isinstance(effect, CreatePod) and owner_of(effect.body) in self.knows_deleted:
+                    self.world.broken(
+                        "a fleet that is being deleted creates nothing", f"{self.name}: {effect.object}"
+                    )
+                if self.dies_at_effect and not isinstance(effect, ReadLease | WriteLease):
+                    self.dies_at_effect -= 1
+                    if not self.dies_at_effect:
+                        self.kill(f"killed at {type(effect).__name__} {effect.object}")
                 self.world.after(self._latency(), lambda: self._arrive(effect))
 
     def _arrive(self, effect: Effect) -> None:
+        now, weather, rng = self.world.now, self.weather, self._rng
         # What was sent before the process died arrives all the same, now and then.
-        if not self.alive and self.world.chance(0.5):
+        if not self.alive and rng.random() < 0.5:
             return
-        if self.world.now > effect.not_after:
+        if now > effect.not_after:
             self._answer(effect, Transient("past not_after"))
             return
-        if isinstance(effect, ReadLease | WriteLease) and self.world.now < self.lease_cut_until:
+        lease = isinstance(effect, ReadLease | WriteLease)
+        if now < weather.away_until or (lease and now < weather.lease_cut_until):
             self.world.after(1.0, lambda: self._answer(effect, Transient("no connection")))
             return
-        fails = self.world.chance(self.fault_rate)
-        if fails and self.world.chance(0.5):
+        if isinstance(effect, DrainReplica | ResumeReplica):
+            self._answer(effect, self._call(effect))
+            return
+        if now < weather.throttled_until and not lease and rng.random() < 0.7:
+            self._answer(effect, Transient("429 too many requests", rng.choice((None, 1.0, 5.0))))
+            return
+        if now < weather.conflicts_until and rng.random() < 0.5:
+            self._answer(effect, Conflict("the object has been modified"))
+            return
+        fails = now < weather.errors_until and rng.random() < weather.error_rate
+        if fails and rng.random() < 0.5:
             self._answer(effect, Transient("503 before it was carried out"))
             return
-        outcome = self._outcome(effect)
+        self._check(self, effect)
+        if not isinstance(effect, ReadLease) and effect.reason != "RenewLease":
+            what = f"{type(effect).__name__} {effect.object} {effect.reason}: {effect.message}"
+            self.world.tell(f"{self.name}: {what}")
+        outcome = self.api.carry_out(effect)
         self._answer(effect, Transient("the answer was lost") if fails else outcome)
+
+    def _call(self, effect: DrainReplica | ResumeReplica) -> Outcome:
+        replica = self.nodes.replicas.get(effect.uid)
+        if replica is None or not replica.answers or self.world.now < self.weather.telemetry_until:
+            return Transient("unreachable")
+        self.world.tell(f"{self.name}: {type(effect).__name__} {effect.object} {effect.message}")
+        if isinstance(effect, DrainReplica):
+            return Ok({"state": replica.drain(), "active": len(replica.streams)})
+        return Ok({"state": replica.state}) if replica.resume() else Invalid("it is ending")
 
     def _answer(self, effect: Effect, outcome: Outcome) -> None:
         self.world.after(self._latency(), lambda: self.feed(EffectDone(effect.id, outcome)))
 
-    def _outcome(self, effect: Effect) -> Outcome:
-        match effect:
-            case DrainReplica():
-                replica = self.nodes.replicas.get(effect.uid)
-                if replica is None or not replica.alive:
-                    return Transient("unreachable")
-                return Ok({"state": replica.drain(), "active": len(replica.streams)})
-            case ResumeReplica():
-                replica = self.nodes.replicas.get(effect.uid)
-                if replica is None or not replica.alive:
-                    return Transient("unreachable")
-                return Ok({"state": replica.state}) if replica.resume() else Invalid("it is ending")
-            case _:
-                if not isinstance(effect, ReadLease | WriteLease):
-                    self._only_the_leader_writes(effect)
-                if not isinstance(effect, ReadLease) and effect.reason != "RenewLease":
-                    what = f"{type(effect).__name__} {effect.object} {effect.reason}: {effect.message}"
-                    self.world.tell(f"{self.name}: {what}")
-                return self.api.carry_out(effect)
-
-    def _only_the_leader_writes(self, effect: Effect) -> None:
-        lease = self.api.get("Lease", Key(GATEWAY_NAMESPACE, "moefleet-operator"))
-        holder = lease["spec"]["holderIdentity"] if lease is not None else ""
-        if holder != self.name:
-            self.world.broken(
-                "only the holder of the Lease writes", f"{self.name} writes, {holder!r} holds it: {effect}"
-            )
-
     def _latency(self) -> float:
-        return (
-            self.world.between(0.002, 0.05) if not self.world.chance(0.01) else self.world.between(0.5, 3.0)
-        )
+        rng = self._rng
+        if self.world.now < self.weather.slow_until:
+            return rng.uniform(0.5, 6.0)
+        return rng.uniform(0.002, 0.05) if rng.random() > 0.01 else rng.uniform(0.5, 3.0)

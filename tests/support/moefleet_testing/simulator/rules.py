@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from moefleet_operator import names
+from moefleet_operator.core.effects import CreatePod, DeletePod, Effect, ReadLease, WriteLease
 from moefleet_operator.core.events import Key, Kind
 from moefleet_operator.planning.facts import unix_seconds
 
-from .api import Api, Object, is_true
+from .api import Api, Object, condition, is_true, owner_of, uid_of
 from .gateways import Gateway
 from .nodes import Nodes
+from .operators import LEASE, OperatorProcess
 from .world import World
 
-# What an operator can know is this old at most (late watch, decision tick, request under way).
+# What an operator that hears everything can know is this old at most (late watch, decision tick, request under way).
 STALE_S = 8.0
 # Two unschedulable replicas of a fleet may exist for so long: the scheduler and the operator have to notice.
 UNSCHEDULABLE_S = 60.0
+# Writes of one kind about one object in RATE_S: one that is worked on needs some dozens, one that spins needs thousands.
+RATE_S, RATE_WRITES = 30.0, 120
+# After etcd went back, two operators may each hold what they believe is the Lease: one renewal deadline.
+RESTORED_S = 12.0
+# A refused revision gives way to the last that proved itself, even if its last replica was lost a while ago.
+SERVED_S = 600.0
+# Clocks may differ by so much; the grace of a pod whose drain is over covers it.
+CLOCKS_S = 30.0
 
 
 @dataclass(slots=True)
@@ -25,24 +37,42 @@ class Told:
     """What the story has asked of a fleet lately, for rules that must allow for late news."""
 
     targets: list[tuple[float, int]] = field(default_factory=list)
+    limits: list[tuple[float, int]] = field(default_factory=list)
+    speeds: list[tuple[float, Any]] = field(default_factory=list)
+    # Engine arguments of replicas that were ready, and when one was last.
+    served: dict[str, float] = field(default_factory=dict)
     # When somebody else than the operator last took a replica, or changed the spec.
     disturbed_at: float = -1e9
 
-    def wanted(self, now: float, pick: Any) -> int:
-        """The largest or smallest target within STALE_S."""
-        recent = [n for at, n in self.targets if at >= now - STALE_S]
-        before = [n for at, n in self.targets if at < now - STALE_S]
-        values = recent + before[-1:]
-        return int(pick(values)) if values else 0
+
+def lately(told: Iterable[tuple[float, Any]], since: float) -> list[Any]:
+    """What was said since then, and what held then."""
+    known = list(told)
+    before = [v for at, v in known if at < since]
+    return before[-1:] + [v for at, v in known if at >= since]
 
 
 class Rules:
-    def __init__(self, world: World, api: Api, nodes: Nodes, gateways: list[Gateway]) -> None:
-        self.world, self.api, self.nodes, self.gateways = world, api, nodes, gateways
+    def __init__(
+        self,
+        world: World,
+        api: Api,
+        nodes: Nodes,
+        gateways: list[Gateway],
+        operators: list[OperatorProcess],
+    ) -> None:
+        self.world, self.api, self.nodes = world, api, nodes
+        self.gateways, self.operators = gateways, operators
         self.told: dict[str, Told] = {}
-        # Fleet uid -> when it was deleted.
-        self.deleted: dict[str, float] = {}
+        # Fleets whose last decision is "I do not know", since then.
+        self.restored_at = -1e9
+        # Control faults that slow everything down end then; rules about promptness wait for it.
+        self.troubled_until = 0.0
+        # Every gateway that there ever was.
+        self.all_gateways: list[Gateway] = []
+        self._drained_at: dict[str, float] = {}
         self._stuck_since: dict[str, float] = {}
+        self._writes: dict[tuple[Key, str], list[float]] = {}
         api.hooks.append(self._hook)
         world.after(5.0, self._every_5_s)
 
@@ -55,189 +85,308 @@ class Rules:
     def disturb(self, fleet_uid: str) -> None:
         self.of(fleet_uid).disturbed_at = self.world.now
 
+    def disturb_all(self) -> None:
+        for told in self.told.values():
+            told.disturbed_at = self.world.now
+
+    def trouble(self, until: float) -> None:
+        self.troubled_until = max(self.troubled_until, until)
+
+    def since(self) -> float:
+        """What happened before this time, an operator that acts now may be expected to know."""
+        deaf = [o.deaf_since for o in self.operators if o.alive and o.deaf_since is not None]
+        since = min([self.world.now, *deaf]) - STALE_S
+        return since - 30.0 if self.world.now < self.troubled_until + 10.0 else since
+
+    # --- at every effect ----------------------------------------------------------------------------------------
+
+    def check(self, operator: OperatorProcess, effect: Effect) -> None:
+        """Called when a request of an operator reaches the API server."""
+        if isinstance(effect, ReadLease | WriteLease):
+            return
+        self._only_the_holder(operator, effect)
+        self._not_too_often(effect)
+        if isinstance(effect, DeletePod):
+            self._deleted(effect)
+        elif isinstance(effect, CreatePod):
+            self._wanted_revision(effect)
+
+    def _only_the_holder(self, operator: OperatorProcess, effect: Effect) -> None:
+        lease = self.api.get("Lease", LEASE)
+        holder = lease["spec"]["holderIdentity"] if lease is not None else ""
+        if holder != operator.name and self.world.now > self.restored_at + RESTORED_S:
+            self.world.broken(
+                "only the holder of the Lease writes",
+                f"{operator.name} writes, {holder!r} holds it: {effect.reason} {effect.object}",
+            )
+
+    def _not_too_often(self, effect: Effect) -> None:
+        now = self.world.now
+        times = self._writes.setdefault((effect.object, type(effect).__name__), [])
+        times.append(now)
+        if len(times) > RATE_WRITES:
+            if times[0] > now - RATE_S:
+                self.world.broken(
+                    "no hot loop",
+                    f"{len(times)} writes about {effect.object} in {now - times[0]:.0f} s, the last: {effect.reason}",
+                )
+            del times[: RATE_WRITES // 2]
+
+    def _deleted(self, effect: DeletePod) -> None:
+        """A replica that drains is deleted when it has confirmed that nothing runs, or at its deadline."""
+        pod, replica = self.api.pod(effect.uid), self.nodes.replicas.get(effect.uid)
+        if pod is None or replica is None or not replica.alive or not replica.streams:
+            return
+        drain = condition(pod, names.CONDITION_DRAINING)
+        fleet = self.api.fleet(owner_of(pod))
+        if drain.get("status") != "True" or fleet is None or effect.uid in self.nodes.excused:
+            return
+        age_s = self.world.now - self._drained_at.get(effect.uid, -1e9)
+        limit_s = seconds(fleet["spec"]["rollout"]["drainTimeout"])
+        if age_s < limit_s - STALE_S - CLOCKS_S:
+            self.world.broken(
+                "a replica is deleted when nothing runs in it",
+                f"{effect.object}: {len(replica.streams)} streams run, it drains for {age_s:.0f} of {limit_s:.0f} s",
+            )
+
+    def _wanted_revision(self, effect: CreatePod) -> None:
+        """New replicas are of a revision that was lately asked for (an undo may go back to one that served)."""
+        speed = speed_of(effect.body)
+        told = self.of(owner_of(effect.body))
+        recent = lately(told.speeds, self.since())
+        serving = {speed_of(p) for p in self.api.pods_of(owner_of(effect.body)) if is_true(p, "Ready")}
+        lately_served = {s for s, at in told.served.items() if at > self.world.now - SERVED_S}
+        if speed not in recent and speed not in serving and speed not in lately_served:
+            self.world.broken(
+                "a new replica is of the wanted revision",
+                f"{effect.object} has {speed}, asked for lately: {recent}, serving: {serving | lately_served}",
+            )
+
     # --- at every write ---------------------------------------------------------------------------------------
 
     def _hook(self, kind: Kind, key: Key, before: Object | None, after: Object | None) -> None:
         if kind == "MoEFleet":
-            self._fleet(key, before, after)
-        if kind != "Pod":
+            if after is not None:
+                self._fleet(before, after)
             return
-        if before is None and after is not None:
-            self._created(key, after)
-        if before is not None and after is not None:
-            drains = not is_true(before, names.CONDITION_DRAINING) and is_true(
-                after, names.CONDITION_DRAINING
-            )
-            if drains and is_true(before, "Ready"):
-                self._taken_away(key, after, _condition(after, names.CONDITION_DRAINING)["reason"])
-            if is_true(after, names.GATE_REGISTERED) and not is_true(before, names.GATE_REGISTERED):
-                self._registered(key, after)
+        if kind != "Pod" or not owner_of(after or before or {}):
+            return
+        if after is not None:
+            if before is None:
+                self._created(key, after)
+            elif uid_of(before) == uid_of(after) and self.world.now > self.restored_at:
+                self._changed(key, before, after)
         self._streams_live()
 
-    def _fleet(self, key: Key, before: Object | None, after: Object | None) -> None:
-        if after is None and before is not None:
-            self.deleted.setdefault(before["metadata"]["uid"], self.world.now)
-        elif after is not None and "deletionTimestamp" in after["metadata"]:
-            self.deleted.setdefault(after["metadata"]["uid"], self.world.now)
-        if before is not None and after is not None and before["spec"] != after["spec"]:
-            self.disturb(after["metadata"]["uid"])
+    def _fleet(self, before: Object | None, after: Object) -> None:
+        told = self.of(uid_of(after))
+        spec = after["spec"]
+        if before is None or before["spec"] != spec:
+            now = self.world.now
+            told.limits.append((now, spec["scaling"]["maxReplicas"]))
+            told.speeds.append((now, json.dumps(spec["engine"]["args"], sort_keys=True)))
+            told.disturbed_at = now
+        if before is None or self.world.now <= self.restored_at:
+            return
+        was, is_now = ((f.get("status") or {}).get("desiredReplicas") for f in (before, after))
+        if was is None or is_now is None or was == is_now:
+            return
+        asked = lately(told.targets, self.since())
+        if asked and not min(asked) <= is_now <= max(asked) and not _blocked(after):
+            self.world.broken(
+                "a target is what was asked for",
+                f"{after['metadata']['name']}: {was} -> {is_now}, asked for lately: {asked}",
+            )
 
     def _created(self, key: Key, pod: Object) -> None:
-        owner = _owner(pod)
-        deleted_at = self.deleted.get(owner)
-        if deleted_at is not None and self.world.now > deleted_at + STALE_S:
-            self.world.broken(
-                "a fleet that is being deleted creates nothing", f"{key}, deleted at {deleted_at:.1f}"
-            )
+        owner = owner_of(pod)
         labels = pod["metadata"]["labels"]
         expected = f"{labels[names.LABEL_FLEET]}-{labels[names.LABEL_REVISION]}-{labels[names.LABEL_SLOT]}"
         if key.name != expected:
             self.world.broken(
                 "a replica's name is its fleet, revision and slot", f"{key.name} is not {expected}"
             )
-        fleet = self._fleet_of(owner)
-        if fleet is None:
+        fleet = self.api.fleet(owner)
+        if fleet is None or self.world.now <= self.restored_at + STALE_S:
             return
-        live = [p for p in self.api.pods_of(owner) if _live(p)]
+        pods = self.api.pods_of(owner)
+        living = [p for p in pods if live(p) and not self._node_lost(p)]
         slots = [
             (p["metadata"]["labels"][names.LABEL_REVISION], p["metadata"]["labels"][names.LABEL_SLOT])
-            for p in live
+            for p in pods
+            if names.LABEL_SLOT in p["metadata"]["labels"]
         ]
         if len(set(slots)) != len(slots):
             self.world.broken("slots are unique", f"{sorted(slots)}")
-        surge = 1 if len({p["metadata"]["labels"][names.LABEL_REVISION] for p in live}) > 1 else 0
+        surge = 1 if len({revision_of(p) for p in living}) > 1 or self._must_leave(living) else 0
         # A new leader holds what the last status says until scaling has spoken to it.
         held = (fleet.get("status") or {}).get("desiredReplicas", 0)
-        most = max(held, self.of(owner).wanted(self.world.now, max))
-        if len(live) > most + surge:
+        told = self.of(owner)
+        most = max([held, *lately(told.targets, self.since())])
+        if len(living) > most + surge:
             self.world.broken(
                 "pending replicas are supply",
-                f"{len(live)} replicas live after creating {key}, at most {most} were wanted, {surge} of them by surge",
+                f"{len(living)} replicas live after creating {key}, at most {most} were wanted, {surge} of them by surge",
             )
-        limit = fleet["spec"]["scaling"]["maxReplicas"]
-        if len(live) > limit + surge:
+        limit = max(lately(told.limits, self.since()))
+        if len(living) > limit + surge:
             self.world.broken(
-                "never above maxReplicas", f"{len(live)} live after creating {key}, maxReplicas {limit}"
+                "never above maxReplicas", f"{len(living)} live after creating {key}, maxReplicas {limit}"
             )
+        self._warm_before_cold(key, pods, labels[names.LABEL_REVISION], most)
+
+    def _warm_before_cold(self, key: Key, pods: list[Object], revision: str, most: int) -> None:
+        for pod in pods:
+            drain = condition(pod, names.CONDITION_DRAINING)
+            replica = self.nodes.replicas.get(uid_of(pod))
+            if (
+                drain.get("status") == "True"
+                and drain.get("reason") in ("ScaleDown", "Rollout")
+                and revision_of(pod) == revision
+                and "deletionTimestamp" not in pod["metadata"]
+                and pod["status"]["phase"] == "Running"
+                and replica is not None
+                and replica.answers
+                and not replica.terminated
+                and replica.state == "DRAINING"
+                and self.world.now - replica.turned_at > 2 * STALE_S
+                and unix_seconds(drain["lastTransitionTime"]) < self.world.wall - 2 * STALE_S
+                and self.world.now > self.troubled_until + 2 * STALE_S
+                and sum(1 for p in pods if live(p)) <= most
+                and not self._must_leave([pod])
+            ):
+                self.world.broken(
+                    "a warm replica comes back before a cold one is made",
+                    f"{key} is made while {pod['metadata']['name']} drains and could be resumed",
+                )
+
+    def _changed(self, key: Key, before: Object, after: Object) -> None:
+        drains = not is_true(before, names.CONDITION_DRAINING) and is_true(after, names.CONDITION_DRAINING)
+        if drains:
+            self._drained_at[uid_of(after)] = self.world.now
+        if drains and is_true(before, "Ready") and "deletionTimestamp" not in after["metadata"]:
+            self._taken_away(key, after, condition(after, names.CONDITION_DRAINING)["reason"])
+        if is_true(before, "Ready") and not is_true(after, "Ready"):
+            self.of(owner_of(after)).served[speed_of(after)] = self.world.now
+        if is_true(after, names.GATE_REGISTERED) and not is_true(before, names.GATE_REGISTERED):
+            self._registered(key, after)
 
     def _taken_away(self, key: Key, pod: Object, reason: str) -> None:
         """The operator takes a ready replica out of service: enough others must be ready."""
-        owner = _owner(pod)
-        fleet = self._fleet_of(owner)
-        if fleet is None or self.world.now < self.of(owner).disturbed_at + STALE_S:
+        owner = owner_of(pod)
+        fleet = self.api.fleet(owner)
+        since = self.since()
+        if fleet is None or since < self.of(owner).disturbed_at:
             return
-        wanted = self.of(owner).wanted(self.world.now, min)
+        asked = lately(self.of(owner).targets, since)
+        wanted = min(asked) if asked else 0
         if wanted == 0:
             return
-        ready = sum(1 for p in self.api.pods_of(owner) if _live(p) and is_true(p, "Ready"))
-        rollout = fleet["spec"].get("rollout", {})
+        pods = self.api.pods_of(owner)
+        ready = sum(1 for p in pods if live(p) and is_true(p, "Ready"))
+        rollout = fleet["spec"]["rollout"]
         floor = min(wanted, fleet["spec"]["scaling"]["minReplicas"])
         if reason == "Rollout":
-            floor = min(floor, max(wanted - rollout.get("maxUnavailable", 1), 0))
-            if rollout.get("strategy", "Auto") != "InPlace":
+            floor = min(floor, max(wanted - rollout["maxUnavailable"], 0))
+            if rollout["strategy"] != "InPlace":
                 floor = max(1, floor)
         if ready < floor:
             self.world.broken(
                 "never below the minimum by our own doing",
                 f"{ready} replicas are ready after {key} was taken away for {reason}, {floor} must be",
             )
+        if reason == "ScaleDown" and len(set(asked)) == 1:
+            self._cheapest_goes(key, pod, [p for p in pods if live(p)], wanted)
+
+    def _cheapest_goes(self, key: Key, pod: Object, others: list[Object], wanted: int) -> None:
+        """Never started before ready, idle before busy: only where it has been so for longer than news may take."""
+        if self.world.now < self.troubled_until + 2 * STALE_S:
+            return
+        cold = [p for p in others if not is_true(p, "Ready") and self._never_started(p)]
+        extra = len(others) + 1 - wanted
+        if len(cold) >= extra > 0 and len({revision_of(p) for p in [*others, pod]}) == 1:
+            self.world.broken(
+                "who never started goes first",
+                f"{key} was ready and goes, {cold[0]['metadata']['name']} never started and stays",
+            )
+        if not self._steadily(pod, busy=True):
+            return
+        idle = [p for p in others if revision_of(p) == revision_of(pod) and self._steadily(p, busy=False)]
+        if len(idle) >= extra > 0 and all(is_true(p, "Ready") for p in idle):
+            self.world.broken(
+                "the idle replica goes before the busy one",
+                f"{key} has streams and goes, {idle[0]['metadata']['name']} has none and stays",
+            )
+
+    def _never_started(self, pod: Object) -> bool:
+        young = self.world.wall - unix_seconds(pod["metadata"]["creationTimestamp"]) < 2 * STALE_S
+        started = any(c.get("started") for c in pod["status"].get("containerStatuses") or ())
+        return not young and not started
+
+    def _steadily(self, pod: Object, *, busy: bool) -> bool:
+        replica = self.nodes.replicas.get(uid_of(pod))
+        return (
+            replica is not None
+            and replica.answers
+            and bool(replica.streams) == busy
+            and self.world.now - replica.turned_at > 2 * STALE_S
+        )
 
     def _registered(self, key: Key, pod: Object) -> None:
-        uid = pod["metadata"]["uid"]
-        resumed_at = unix_seconds(_condition(pod, names.CONDITION_DRAINING).get("lastTransitionTime"))
-        if self.world.wall < resumed_at + 2 * STALE_S:
+        uid = uid_of(pod)
+        resumed_at = unix_seconds(condition(pod, names.CONDITION_DRAINING).get("lastTransitionTime"))
+        since = self.since() - STALE_S
+        if self.world.wall - resumed_at < self.world.now - since:
             # Drained and taken back at once: a slow gateway may never have noticed, or notices the first half now.
             return
-        if not any(uid in g.endpoints and g.endpoints[uid].registered for g in self.gateways):
-            # It may have been withdrawn a moment ago, but then the replica is going.
-            replica = self.nodes.replicas.get(uid)
-            if (
-                replica is not None
-                and replica.state == "SERVING"
-                and not is_true(pod, names.CONDITION_DRAINING)
-            ):
-                self.world.broken("the gate opens when a gateway knows the replica", str(key))
+        if not any(g.knew(uid, since) for g in self.all_gateways):
+            self.world.broken("the gate opens when a gateway knows the replica", str(key))
 
     def _streams_live(self) -> None:
         for age_s, name in self.nodes.cut:
             self.world.broken("no stream is cut", f"{name}: a stream of {age_s:.1f} s")
 
+    def _must_leave(self, pods: list[Object]) -> bool:
+        """A replica on a node that is cordoned, tainted or broken may be replaced before it goes."""
+        for pod in pods:
+            node = self.api.get("Node", Key("", pod["spec"].get("nodeName") or ""))
+            if node is None or node["spec"].get("unschedulable") or node["spec"].get("taints"):
+                return True
+            if int(node["status"]["allocatable"]["nvidia.com/gpu"]) < 8:
+                return True
+        return False
+
+    def _node_lost(self, pod: Object) -> bool:
+        node = self.api.get("Node", Key("", pod["spec"].get("nodeName") or ""))
+        return node is not None and node["status"]["conditions"][0]["status"] != "True"
+
     # --- as time goes by ----------------------------------------------------------------------------------------
 
     def _every_5_s(self) -> None:
+        now = self.world.now
+        if now < self.troubled_until + 10.0 or not any(o.leading() for o in self.operators):
+            self._stuck_since.clear()
         for fleet in self.api.all("MoEFleet"):
-            uid = fleet["metadata"]["uid"]
+            uid = uid_of(fleet)
             stuck = [
                 p
                 for p in self.api.pods_of(uid)
-                if _live(p) and _condition(p, "PodScheduled").get("status") == "False"
+                if live(p) and condition(p, "PodScheduled").get("status") == "False"
             ]
             if len(stuck) <= 1:
                 self._stuck_since.pop(uid, None)
                 continue
-            since = self._stuck_since.setdefault(uid, self.world.now)
-            if self.world.now - since > UNSCHEDULABLE_S:
+            since = self._stuck_since.setdefault(uid, now)
+            if now - since > UNSCHEDULABLE_S:
                 self.world.broken(
                     "replicas that cannot be scheduled are bounded",
-                    f"{len(stuck)} of {fleet['metadata']['name']} for {self.world.now - since:.0f} s",
+                    f"{len(stuck)} of {fleet['metadata']['name']} for {now - since:.0f} s",
                 )
         self._streams_live()
         self.world.after(5.0, self._every_5_s)
 
-    # --- at the end ---------------------------------------------------------------------------------------------
 
-    def settled(self, fleet: Object, wanted: int) -> None:
-        """Nothing is left to do, and the status says so."""
-        meta, status = fleet["metadata"], fleet.get("status") or {}
-        name, uid = meta["name"], meta["uid"]
-        pods = [p for p in self.api.pods_of(uid) if p["status"]["phase"] != "Failed"]
-        facts = {
-            "pods": len(pods),
-            "live": sum(1 for p in pods if _live(p)),
-            "ready": sum(1 for p in pods if _live(p) and is_true(p, "Ready")),
-            "of the current revision": sum(
-                1 for p in pods if p["metadata"]["labels"][names.LABEL_REVISION] == status.get("revision")
-            ),
-            "status.replicas": status.get("replicas"),
-            "status.readyReplicas": status.get("readyReplicas"),
-            "status.desiredReplicas": status.get("desiredReplicas"),
-        }
-        wrong = {k: v for k, v in facts.items() if v != wanted}
-        if wrong:
-            self.world.broken(
-                "a fleet settles", f"{name}: wanted {wanted} everywhere, found {wrong}; {_conditions(fleet)}"
-            )
-        if status.get("observedGeneration") != meta["generation"]:
-            self.world.broken(
-                "a fleet settles", f"{name}: status is of generation {status.get('observedGeneration')}"
-            )
-        expected = {"Reconciling": "False", "Stalled": "False", "Ready": "True", "RolloutHeld": "False"}
-        for type_, value in expected.items():
-            if _condition(fleet, type_).get("status") != value:
-                self.world.broken("a fleet settles", f"{name}: {type_} is not {value}: {_conditions(fleet)}")
-        budget = self.api.get("PodDisruptionBudget", Key(meta["namespace"], name))
-        least = max(0, wanted - fleet["spec"].get("rollout", {}).get("maxUnavailable", 1))
-        if budget is None or budget["spec"]["minAvailable"] != least:
-            self.world.broken(
-                "the PDB follows the target", f"{name}: {budget and budget['spec']}, wanted {least}"
-            )
-        if self.api.get("Service", Key(meta["namespace"], name)) is None:
-            self.world.broken("a fleet has a Service", name)
-
-    def nameless(self, fleet: Object) -> None:
-        """A fleet whose model name an older one has."""
-        pods = self.api.pods_of(fleet["metadata"]["uid"])
-        ready = _condition(fleet, "Ready")
-        if pods or ready.get("reason") != "ModelNameTaken":
-            self.world.broken(
-                "the oldest fleet has the model name", f"{len(pods)} pods, {_conditions(fleet)}"
-            )
-
-    def _fleet_of(self, uid: str) -> Object | None:
-        return next((f for f in self.api.all("MoEFleet") if f["metadata"]["uid"] == uid), None)
-
-
-def _live(pod: Object) -> bool:
+def live(pod: Object) -> bool:
     return (
         "deletionTimestamp" not in pod["metadata"]
         and pod["status"]["phase"] not in ("Failed", "Succeeded")
@@ -245,18 +394,25 @@ def _live(pod: Object) -> bool:
     )
 
 
-def _owner(pod: Object) -> str:
-    return next(
-        (str(o["uid"]) for o in pod["metadata"].get("ownerReferences") or () if o.get("controller")), ""
-    )
+def revision_of(pod: Object) -> str:
+    return str(pod["metadata"]["labels"].get(names.LABEL_REVISION))
 
 
-def _condition(found: Object, type_: str) -> dict[str, Any]:
-    return next((c for c in found["status"].get("conditions") or () if c["type"] == type_), {})
+def speed_of(pod: Any) -> str:
+    """The engine arguments of a replica, as the fleet's spec has them."""
+    for variable in pod["spec"]["containers"][0].get("env") or ():
+        if variable.get("name") == names.ENV_RUNTIME_CONFIG:
+            return json.dumps(json.loads(variable["value"])["engine"].get("args") or {}, sort_keys=True)
+    return ""
 
 
-def _conditions(fleet: Object) -> list[str]:
-    return [
-        f"{c['type']}={c['status']}/{c['reason']}: {c['message']}"
-        for c in (fleet.get("status") or {}).get("conditions", ())
-    ]
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+def _blocked(fleet: Object) -> bool:
+    """Another fleet has its model name: its target is 0 whatever was asked for."""
+    return bool(condition(fleet, "Ready").get("reason") == "ModelNameTaken")
+
+
+Check = Callable[[OperatorProcess, Effect], None]

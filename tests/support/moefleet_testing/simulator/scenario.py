@@ -1,362 +1,333 @@
-"""One story for a seed: fleets are made, scaled, changed, disturbed; operators die; then all is quiet and must settle."""
+"""One story: fleets are made, scaled, changed, disturbed; operators die; then all is quiet and must settle, again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
-from moefleet_operator.api import API_VERSION
 from moefleet_operator.core.events import DecisionMade, Key
 
-from .api import Api, Object
+from .api import Api, Object, condition, uid_of
+from .coverage import Pairs, states
+from .faults import Faults
+from .fleets import NAMESPACE, FleetStory, Users, body_of
 from .gateways import Gateway, Request
-from .nodes import Nodes
+from .nodes import START_S, Nodes
 from .operators import OperatorProcess
 from .replicas import Replica
 from .rules import Rules
+from .schedule import LENGTH_S, Act, Episode, FleetPlan, Schedule, draw
+from .settled import nameless, unsettled
 from .world import World
 
-NAMESPACE = "models"
-# Things happen for so long, then nobody touches anything: drains, starts and backoffs end within the quiet time.
-ACTIVE_S = 240.0
-QUIET_S = 200.0
+# When faults have ended, everything is known again after a LIST, a backoff of a minute and a Lease that expires.
+SETTLE_S = 200.0
+# What is looked at to know that all has settled, so often.
+LOOK_S = 10.0
 # Without any change nothing is written for so long.
 SILENT_S = 90.0
-STREAM_LIMIT_S = 20
-DRAIN_TIMEOUT_S = 25
-CANARY_WINDOW_S = 4
-
-
-@dataclass(slots=True)
-class FleetStory:
-    key: Key
-    uid: str
-    mode: str
-    low: int
-    high: int
-    # What scaling says; None: it does not know.
-    advice: int | None
-    # What the fleet should have when all is quiet.
-    target: int
-    disturbed: bool = False
-    gone: bool = False
+# A process may keep an API server's connection, and a Deployment needs its time to start another.
+OPERATOR_START_S = (1.0, 20.0)
 
 
 class Scenario:
-    def __init__(self, seed: int) -> None:
-        self.world = world = World(seed)
+    def __init__(self, schedule: Schedule | int) -> None:
+        self.schedule = draw(schedule) if isinstance(schedule, int) else schedule
+        self.world = world = World(self.schedule.seed)
         self.api = Api(world)
         self.nodes = Nodes(world, self.api, self._replica_changed)
         self.gateways: list[Gateway] = []
         self.operators: list[OperatorProcess] = []
-        for index in range(2):
-            self.gateways.append(
-                Gateway(world, self.api, self.nodes, f"gateway-{index}", self._gateway_changed)
-            )
-        self.rules = Rules(world, self.api, self.nodes, self.gateways)
+        self.rules = Rules(world, self.api, self.nodes, self.gateways, self.operators)
         self.fleets: list[FleetStory] = []
+        self.users = Users(world, self.api, self.rules, self.fleets)
+        self.faults = Faults(self)
+        self.pairs: Pairs = Counter()
         self.rival: Key | None = None
         self.requests = 0
-        self.acts = 0
-        # Seeds without disturbances must not lose a single request.
-        self.calm = seed % 3 == 0
-        self.fault_rate = 0.0 if self.calm else world.random.choice((0.0, 0.02, 0.08))
-        if world.chance(0.3):
-            # A gateway that is slow to withdraw: the replica's own refusal has to cover for it.
-            self.gateways[1].lag_s = (0.05, 9.0)
+        # Requests that nobody answered and that a fault excuses.
+        self.lost = 0
+        self.acts_done: set[int] = set()
+        self._rng = world.stream("traffic")
+        self._made = 0
+        self._told: dict[tuple[str, Key], tuple[str, int | None]] = {}
+        self._traffic_until = 0.0
+
+    @property
+    def served(self) -> int:
+        return sum(g.served for g in self.rules.all_gateways)
 
     def run(self) -> None:
-        world = self.world
-        count = world.random.choice((1, 2, 3))
-        wanted = 0
-        for index in range(count):
-            high = world.random.choice((1, 2, 4, 6))
-            wanted += high + 1
-            world.after(world.between(0.0, 5.0), lambda i=index, h=high: self._make_fleet(i, h))  # type: ignore[misc]
-        for index in range(wanted + 1):
-            self.nodes.add(f"node-{index}", 8)
+        for _ in range(2):
+            self.new_gateway()
+        for _ in range(self._nodes_needed() - 1 + self.schedule.spare_nodes):
+            self.nodes.add()
         for _ in range(2):
             self._new_operator()
-        world.after(world.between(20.0, 40.0), self._act)
-        if world.chance(0.3):
-            world.after(world.between(10.0, ACTIVE_S), self._claim_a_taken_name)
-        world.run(ACTIVE_S)
-        world.tell("quiet from here on")
-        for operator in self.operators:
-            operator.fault_rate = 0.0
-        self._settle_targets()
-        world.run(ACTIVE_S + QUIET_S)
-        self._check_settled()
-        before = self.api.writes
-        world.run(ACTIVE_S + QUIET_S + SILENT_S)
-        if self.api.writes != before:
-            world.broken(
-                "nothing is written when nothing changes",
-                f"{self.api.writes - before} writes in {SILENT_S:.0f} s",
-            )
-        self._delete_all()
-        world.run(ACTIVE_S + QUIET_S + SILENT_S + 60.0)
-        self._check_gone()
+        for index, plan in enumerate(self.schedule.fleets):
+            self.users.make(index, plan)
+        if self.schedule.rival:
+            self.world.after(30.0, self._claim_a_taken_name)
+        for episode in (Episode(30.0, (), False), *self.schedule.episodes):
+            self._play(episode)
+        if self.schedule.episodes:
+            # What is left of two hours is idle.
+            self.world.run(max(self.world.now, LENGTH_S - 300.0))
+            self._check_settled()
+        self._end()
 
-    # --- what happens -----------------------------------------------------------------------------------------
+    def _nodes_needed(self) -> int:
+        """Everything that is wanted at most, one to surge, and one for another surge."""
+        return sum(p.high for p in self.schedule.fleets) + 2
 
-    def _make_fleet(self, index: int, high: int) -> None:
+    # --- one episode ----------------------------------------------------------------------------------------------
+
+    def _play(self, episode: Episode) -> None:
         world = self.world
-        mode = world.random.choice(("Automatic", "Automatic", "External", "Advisory"))
-        low = world.random.randint(1, high)
-        key = Key(NAMESPACE, f"fleet-{index}")
-        made = self.api.create(
-            "MoEFleet",
-            fleet_body(key, mode, low, high, world.random.choice(("Auto", "Auto", "Surge", "InPlace"))),
-        )
-        assert made is not None
-        story = FleetStory(
-            key, made["metadata"]["uid"], mode, low, high, low if mode == "Automatic" else None, low
-        )
-        self.fleets.append(story)
-        self.rules.aim(story.uid, low)
-        world.tell(f"fleet {key} made: {mode}, {low} to {high}")
-        world.after(40.0, lambda: self._traffic(story))
-
-    def _act(self) -> None:
-        """One thing after the other, at any time, also while the one before is not digested."""
-        if self.world.now > ACTIVE_S - 10.0:
-            return
-        self.acts += 1
-        world, story = self.world, self.world.random.choice(self.fleets)
-        acts: list[Callable[[FleetStory], None]] = []
-        acts += [self._scale] * 4 + [self._change_spec] * 2
-        if not self.calm:
-            acts += [self._lose_pod, self._crash_pod, self._evict_pod, self._forget_load, self._break_spec]
-        acts += [
-            lambda _s: self._kill_leader(),
-            lambda _s: self._stop_leader(),
-            lambda _s: self._cut_leader_off(),
-            lambda _s: self._freeze_leader(),
-        ]
-        act = world.random.choice(acts)
-        act(story)
-        world.after(world.random.choice((0.3, 3.0, 12.0, 25.0)) * world.between(0.5, 1.5), self._act)
-
-    def _scale(self, story: FleetStory) -> None:
-        target = self.world.random.randint(story.low, story.high)
-        self.world.tell(f"{story.key}: {target} replicas wanted")
-        if story.mode == "Advisory":
-            story.advice = target
-            return
-        story.target = target
-        self.rules.aim(story.uid, target)
-        if story.mode == "External":
-
-            def write(o: Object) -> None:
-                o["spec"]["replicas"] = target
-
-            self.api.update("MoEFleet", story.key, write)
-        else:
-            story.advice = target
-
-    def _change_spec(self, story: FleetStory) -> None:
-        speed = self.world.random.randint(1, 3)
-        self.world.tell(f"{story.key}: spec changes to speed {speed}")
-
-        def write(o: Object) -> None:
-            o["spec"]["engine"]["args"] = {"speed": speed}
-
-        self.api.update("MoEFleet", story.key, write)
-
-    def _break_spec(self, story: FleetStory) -> None:
-        """Something that the world cannot serve; the cause goes after a while."""
-        fault = self.world.random.choice(("image missing", "pod forbidden", "argument unknown"))
-        story.disturbed = True
-        self.world.tell(f"{story.key}: spec breaks, {fault}")
-
-        def spoil(o: Object) -> None:
-            engine = o["spec"]["engine"]
-            engine["image"] = {"image missing": "missing:1", "pod forbidden": "forbidden:1"}.get(
-                fault, "runtime:1"
-            )
-            engine["args"] = {"sped": 2} if fault == "argument unknown" else {"speed": 7}
-
-        def fix(o: Object) -> None:
-            o["spec"]["engine"].update(image="runtime:1", args={"speed": 4})
-
-        def heal() -> None:
-            self.world.tell(f"{story.key}: spec is put right")
-            self.api.update("MoEFleet", story.key, fix)
-
-        self.api.update("MoEFleet", story.key, spoil)
-        self.world.after(
-            min(self.world.between(10.0, 50.0), ACTIVE_S - self.world.now),
-            heal,
-        )
-
-    def _claim_a_taken_name(self) -> None:
-        """A younger fleet wants the model name of the first one: it gets a condition and no replica."""
-        if not self.fleets or self.api.get("MoEFleet", self.fleets[0].key) is None:
-            return
-        key = Key(NAMESPACE, "rival")
-        body = fleet_body(key, "Automatic", 1, 2, "Auto")
-        body["spec"]["model"]["name"] = f"model-{self.fleets[0].key.name}"
-        made = self.api.create("MoEFleet", body)
-        assert made is not None
-        self.world.tell(f"{key} claims the model name of {self.fleets[0].key}")
-        self.rival = key
-
-    def _lose_pod(self, story: FleetStory) -> None:
-        pods = [p for p in self.api.pods_of(story.uid) if "deletionTimestamp" not in p["metadata"]]
-        if not pods:
-            return
-        pod = self.world.random.choice(pods)
-        story.disturbed = True
-        self.rules.disturb(story.uid)
-        self.world.tell(f"{pod['metadata']['name']} deleted by hand")
-        self.api.delete_pod(Key(NAMESPACE, pod["metadata"]["name"]), None)
-
-    def _crash_pod(self, story: FleetStory) -> None:
-        pods = self.api.pods_of(story.uid)
-        if pods:
-            pod = self.world.random.choice(pods)
-            story.disturbed = True
-            self.rules.disturb(story.uid)
-            self.world.tell(f"{pod['metadata']['name']} crashes")
-            self.nodes.crash(pod["metadata"]["uid"])
-
-    def _evict_pod(self, story: FleetStory) -> None:
-        pods = [p for p in self.api.pods_of(story.uid) if p["spec"].get("nodeName")]
-        if pods:
-            pod = self.world.random.choice(pods)
-            story.disturbed = True
-            self.rules.disturb(story.uid)
-            self.world.tell(f"{pod['metadata']['name']} evicted by its kubelet")
-            self.nodes.evict(pod["metadata"]["uid"])
-
-    def _forget_load(self, story: FleetStory) -> None:
-        if story.mode == "Automatic":
-            self.world.tell(f"{story.key}: load unknown")
-            story.advice = None
-
-    def _kill_leader(self) -> None:
-        for operator in self.operators:
-            if operator.leading():
-                operator.kill()
-                self.world.after(self.world.between(1.0, 20.0), self._new_operator)
-
-    def _stop_leader(self) -> None:
-        for operator in self.operators:
-            if operator.leading():
-                operator.stop()
-                self.world.after(self.world.between(1.0, 5.0), self._new_operator)
-
-    def _cut_leader_off(self) -> None:
-        for operator in self.operators:
-            if operator.leading():
-                self.world.tell(f"{operator.name}: its requests for the Lease fail")
-                operator.lease_cut_until = self.world.now + self.world.between(5.0, 30.0)
-
-    def _freeze_leader(self) -> None:
-        for operator in self.operators:
-            if operator.leading():
-                self.world.tell(f"{operator.name}: stands still")
-                operator.frozen_until = self.world.now + self.world.between(5.0, 30.0)
-
-    def _new_operator(self) -> None:
-        name = f"operator-{len(self.operators)}"
-        operator = OperatorProcess(
-            self.world, self.api, self.nodes, gateways=self.gateways, name=name, decide=self._decide
-        )
-        operator.fault_rate = self.fault_rate if self.world.now < ACTIVE_S else 0.0
-        self.operators.append(operator)
-
-    def _traffic(self, story: FleetStory) -> None:
-        if self.world.now > ACTIVE_S + QUIET_S / 2 or story.gone:
-            return
-        self.requests += 1
-        gateway = self.world.random.choice(self.gateways)
-        duration_s = min(STREAM_LIMIT_S - 1.0, self.world.random.expovariate(1 / 4.0) + 0.2)
-        gateway.request(Request(self.requests, story.uid, self.world.now, duration_s))
-        self.world.after(self.world.random.expovariate(0.7), lambda: self._traffic(story))
-
-    def _decide(self) -> list[DecisionMade]:
-        return [
-            DecisionMade(
-                s.key,
-                s.advice,
-                "DemandSteady" if s.advice is not None else "DemandUnknown",
-                "as the story has it",
-            )
-            for s in self.fleets
-            if s.mode != "External"
-        ]
-
-    def _replica_changed(self, replica: Replica) -> None:
-        for gateway in self.gateways:
-            gateway.replica_changed(replica)
-        for operator in self.operators:
-            if operator.alive:
-                operator.replica_changed(replica)
-
-    def _gateway_changed(self, gateway: Gateway) -> None:
-        for operator in self.operators:
-            if operator.alive:
-                operator.gateway_changed(gateway)
-
-    # --- how it ends ------------------------------------------------------------------------------------------
-
-    def _settle_targets(self) -> None:
+        for act in episode.acts:
+            world.after(act.at_s, lambda a=act: self._act(a))  # type: ignore[misc]
+        self._traffic_until = world.now + episode.active_s + 20.0
         for story in self.fleets:
+            world.after(self._rng.uniform(0.0, 20.0), lambda s=story: self._traffic(s))  # type: ignore[misc]
+        world.run(world.now + episode.active_s)
+        world.tell("quiet from here on")
+        self.faults.heal()
+        for story in self.fleets:
+            self.users.mend(story)
             if story.mode == "Automatic" and story.advice is None:
-                story.advice = story.target
+                story.advice = story.bounded(story.low)
+                self.rules.aim(story.uid, story.advice)
+        while len(self.api.all("Node")) < self._nodes_needed():
+            self.nodes.add()
+        self._settle()
+        if episode.silence:
+            self._be_silent()
 
-    def _check_settled(self) -> None:
+    def _act(self, act: Act) -> None:
+        self.acts_done.add(act.number)
+        story = self.fleets[int(act.who * len(self.fleets))]
+        for state in states(self.api, story, self.operators):
+            self.pairs[act.kind, state] += 1
+        if act.kind in self.faults.kinds:
+            self.faults.kinds[act.kind](story, act)
+        elif act.kind == "node-added":
+            self.nodes.add()
+        elif act.kind in ("traffic-burst", "traffic-long"):
+            self._burst(story, act)
+        elif not story.gone and not (
+            self.rival is not None and act.kind in ("recreate", "delete-foreground")
+        ):
+            # With a rival, a fleet that goes loses its model name for good.
+            self.users.acts[act.kind](story, act)
+
+    def _settle(self) -> None:
+        """Until all is as it should be, and not longer than it may take."""
+        bound_s = SETTLE_S + max(
+            (2 + s.plan.high) * (START_S[1] + s.plan.drain_s + 10.0) + 2 * s.plan.canary_s
+            for s in self.fleets
+        )
+        until = self.world.now + bound_s
+        while wrong := self._wrong():
+            if self.world.now >= until:
+                self.world.broken("a fleet settles", f"within {bound_s:.0f} s after the last fault: {wrong}")
+            self._help_refused()
+            self.world.run(self.world.now + LOOK_S)
+        self._check_requests()
+        for story in self.fleets:
+            story.disturbed = False
+
+    def _help_refused(self) -> None:
+        """A revision that the fault of a moment ruined stays refused until its user asks for another one."""
         for story in self.fleets:
             fleet = self.api.get("MoEFleet", story.key)
-            assert fleet is not None
-            self.rules.settled(fleet, story.target)
-        if self.rival is not None:
-            rival = self.api.get("MoEFleet", self.rival)
-            assert rival is not None
-            self.rules.nameless(rival)
-        for gateway in self.gateways:
-            undisturbed = {s.uid for s in self.fleets if not s.disturbed}
-            lost = [r for r in gateway.failed if r.fleet_uid in undisturbed]
-            if lost and self.calm:
-                self.world.broken(
-                    "no request is lost",
-                    f"{len(lost)} through {gateway.name}, the first at {lost[0].arrived:.1f}",
-                )
+            held = condition(fleet, "RolloutHeld") if fleet is not None and not story.gone else {}
+            if held.get("status") == "True" and "is refused" in held.get("message", ""):
+                self.users.edit(story)
 
-    def _delete_all(self) -> None:
+    def _check_settled(self) -> None:
+        if wrong := self._wrong():
+            self.world.broken("a fleet settles", f"and stays so: {wrong}")
+
+    def _wrong(self) -> dict[str, Any]:
+        wrong: dict[str, Any] = {}
+        if not any(o.leading() for o in self.operators):
+            wrong["operators"] = "none leads"
+        if len(self.gateways) < 2:
+            wrong["gateways"] = len(self.gateways)
+        for story in self.fleets:
+            fleet = self.api.get("MoEFleet", story.key)
+            if fleet is None or uid_of(fleet) != story.uid:
+                wrong[str(story.key)] = "absent"
+                continue
+            desired = (fleet.get("status") or {}).get("desiredReplicas")
+            target = story.target if story.target is not None else desired
+            if not isinstance(target, int) or (story.target is None and target not in range(story.high + 1)):
+                wrong[str(story.key)] = f"no target: {desired}"
+            elif found := unsettled(self.api, fleet, target):
+                wrong[str(story.key)] = {"wanted": target, **found}
+        rival = self.api.get("MoEFleet", self.rival) if self.rival is not None else None
+        if rival is not None and (found := nameless(self.api, rival)):
+            wrong[str(self.rival)] = found
+        return wrong
+
+    def _be_silent(self) -> None:
+        self._traffic_until = 0.0
+        self.world.run(self.world.now + 65.0)
+        if any(p["status"]["phase"] == "Failed" for p in self.api.all("Pod")):
+            # Those are forgotten when their time has come.
+            return
+        before = self.api.writes
+        self.world.run(self.world.now + SILENT_S)
+        if self.api.writes != before:
+            last = self.world.story[-3:]
+            self.world.broken(
+                "nothing is written when nothing changes",
+                f"{self.api.writes - before} writes in {SILENT_S:.0f} s, the last: {last}",
+            )
+
+    def _check_requests(self) -> None:
+        """Whatever happens to operators and the API server: requests of a fleet that nothing was taken from are answered."""
+        for gateway in self.rules.all_gateways:
+            for request in gateway.failed:
+                story = next((s for s in self.fleets if s.uid == request.fleet_uid), None)
+                if story is None or story.disturbed or story.strategy == "InPlace":
+                    continue
+                told = self.rules.of(story.uid)
+                if 0 in [n for at, n in told.targets if at > request.arrived - 120.0]:
+                    continue
+                self.world.broken(
+                    "no request is lost", f"of {story.key} through {gateway.name}, at {request.arrived:.1f}"
+                )
+            self.lost += len(gateway.failed)
+            gateway.failed.clear()
+
+    def _end(self) -> None:
+        """All fleets are deleted, and nothing of them is left."""
         for story in self.fleets:
             story.gone = True
             self.api.remove("MoEFleet", story.key)
         if self.rival is not None:
             self.api.remove("MoEFleet", self.rival)
-
-    def _check_gone(self) -> None:
+        longest_s = max(p.drain_s for p in self.schedule.fleets)
+        self.world.run(max(LENGTH_S if self.schedule.episodes else 0.0, self.world.now + longest_s + 60.0))
         left = [p["metadata"]["name"] for p in self.api.all("Pod")]
         if left:
             self.world.broken("a deleted fleet leaves nothing", f"{left}")
 
+    # --- traffic ----------------------------------------------------------------------------------------------------
 
-def fleet_body(key: Key, mode: str, low: int, high: int, strategy: str) -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "MoEFleet",
-        "metadata": {"namespace": key.namespace, "name": key.name},
-        "spec": {
-            "model": {"name": f"model-{key.name}", "source": "file:///models/tiny", "contextLength": 4096},
-            "engine": {"type": "Simulated", "image": "runtime:1", "args": {"speed": 1}},
-            "replica": {"gpus": 8},
-            "scaling": {"mode": mode, "minReplicas": low, "maxReplicas": high},
-            **({"replicas": low} if mode == "External" else {}),
-            "limits": {"streamDuration": f"{STREAM_LIMIT_S}s"},
-            "rollout": {
-                "strategy": strategy,
-                "maxUnavailable": 1,
-                "canary": {"window": f"{CANARY_WINDOW_S}s"},
-                "drainTimeout": f"{DRAIN_TIMEOUT_S}s",
-            },
-        },
-        "status": {},
-    }
+    def _traffic(self, story: FleetStory) -> None:
+        if self.world.now < self._traffic_until:
+            self._request(story, self._rng.expovariate(1 / 4.0) + 0.2)
+            self.world.after(self._rng.expovariate(1 / 8.0), lambda: self._traffic(story))
+
+    def _burst(self, story: FleetStory, act: Act) -> None:
+        long = act.kind == "traffic-long"
+        for _ in range(3 + int(act.what * (6 if long else 25))):
+            took_s = story.plan.stream_s * self._rng.uniform(0.5, 1.0) if long else self._rng.expovariate(0.2)
+            self.world.after(
+                self._rng.uniform(0.0, 15.0 * act.long),
+                lambda s=took_s: self._request(story, s),  # type: ignore[misc]
+            )
+
+    def _request(self, story: FleetStory, duration_s: float) -> None:
+        if story.gone or not self.gateways:
+            return
+        if story.advice == 0:
+            self.world.after(self._rng.uniform(0.0, 5.0), lambda: self.users.wake(story))
+        self.requests += 1
+        gateway = self._rng.choice(self.gateways)
+        gateway.request(
+            Request(self.requests, story.uid, self.world.now, min(story.plan.stream_s - 1.0, duration_s))
+        )
+
+    # --- for the faults -----------------------------------------------------------------------------------------------
+
+    def new_gateway(self) -> None:
+        name = f"gateway-{len(self.rules.all_gateways)}"
+        gateway = Gateway(self.world, self.api, self.nodes, name, self._gateway_changed)
+        self.gateways.append(gateway)
+        self.rules.all_gateways.append(gateway)
+
+    def rewrite(self, story: FleetStory, engine: dict[str, Any]) -> None:
+        def write(o: Object) -> None:
+            o["spec"] = {**o["spec"], "engine": engine}
+
+        self.api.update("MoEFleet", story.key, write)
+
+    def disturb_all(self) -> None:
+        for story in self.fleets:
+            story.disturbed = True
+
+    def all_there(self) -> bool:
+        return all(not s.gone and self.api.get("MoEFleet", s.key) is not None for s in self.fleets)
+
+    def apply_again(self) -> None:
+        """Whoever keeps the fleets' specs applies them to what the backup knew."""
+        for story in self.fleets:
+            fleet = self.api.get("MoEFleet", story.key)
+            if fleet is None:
+                self.world.after(3.0, lambda s=story: self.users.make_again(s))  # type: ignore[misc]
+            else:
+                story.uid = uid_of(fleet)
+                self.world.after(3.0, lambda s=story: self.users.apply(s))  # type: ignore[misc]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _claim_a_taken_name(self) -> None:
+        """A younger fleet wants the model name of the first one: it gets a condition and no replica."""
+        key = Key(NAMESPACE, "rival")
+        plan = FleetPlan("Automatic", 1, 2, "Auto", 20, 25, False, 4)
+        body = body_of(FleetStory(key, plan, "", "Automatic", 1, 2, 1, 1, "Auto"))
+        body["spec"]["model"]["name"] = f"model-{self.fleets[0].key.name}"
+        self.api.create("MoEFleet", body)
+        self.world.tell(f"{key} claims the model name of {self.fleets[0].key}")
+        self.rival = key
+
+    def _new_operator(self) -> None:
+        name = f"operator-{self._made}"
+        self._made += 1
+        self.operators.append(
+            OperatorProcess(
+                self.world,
+                self.api,
+                self.nodes,
+                gateways=self.gateways,
+                name=name,
+                decide=self._decide,
+                check=self.rules.check,
+                died=self._operator_died,
+            )
+        )
+
+    def _operator_died(self, operator: OperatorProcess) -> None:
+        self.operators.remove(operator)
+        self.rules.trouble(self.world.now + 45.0)
+        self.world.after(self._rng.uniform(*OPERATOR_START_S), self._new_operator)
+
+    def _decide(self, operator: OperatorProcess) -> list[DecisionMade]:
+        """As the real sizing: the leader is told what is new, and all of it when it begins to lead."""
+        if not operator.leading():
+            for told in [t for t in self._told if t[0] == operator.name]:
+                del self._told[told]
+            return []
+        out = []
+        for story in self.fleets:
+            if story.mode == "External" or story.gone:
+                self._told.pop((operator.name, story.key), None)
+                continue
+            news = (story.uid, story.advice)
+            if self._told.get((operator.name, story.key)) != news:
+                self._told[operator.name, story.key] = news
+                out.append(story.decision())
+        return out
+
+    def _replica_changed(self, replica: Replica) -> None:
+        for gateway in self.gateways:
+            gateway.replica_changed(replica)
+        for operator in self.operators:
+            operator.replica_changed(replica)
+
+    def _gateway_changed(self, gateway: Gateway) -> None:
+        for operator in self.operators:
+            operator.gateway_changed(gateway)
