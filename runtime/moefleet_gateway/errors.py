@@ -43,7 +43,7 @@ def status(refusal: Refusal) -> Any:
         details.append(bad)
     for detail in details:
         packed = any_pb2.Any()
-        packed.Pack(detail)
+        packed.Pack(detail, deterministic=True)  # maps have no order of their own
         out.details.append(packed)
     return out
 
