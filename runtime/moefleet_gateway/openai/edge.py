@@ -170,6 +170,9 @@ def asked_fleet(body: bytes, models: ModelTable) -> Fleet | Refusal:
     if not isinstance(model, str) or not model:
         known = ", ".join(models.names()[:5]) or "none"
         return bad_request("model", f"must name a model; known models: {known}")
+    if asked.get("logit_bias"):
+        # SMG has no place for it in what it sends, and leaves it out without a word.
+        return bad_request("logit_bias", "is not served here; InferenceService takes it")
     return models.find(model) or unknown_model(model, models.names())
 
 

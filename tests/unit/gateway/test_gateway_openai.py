@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2  # noqa: F401
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2  # noqa: F401
 from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
@@ -127,6 +128,7 @@ def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_el
         (b'{"model": "chat-model"}', CHAT),
         (b'{"model": "team/chat-model", "messages": []}', CHAT),
         (b'{"model": "b/chat-model"}', OTHER),
+        (b'{"model": "chat-model", "logit_bias": {}, "seed": 3}', CHAT),
     ],
 )
 def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
@@ -143,6 +145,7 @@ def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
         (b"[]", 400, "model", "must name a model; known models: chat-model"),
         (b'{"model": 5}', 400, "model", "must name a model"),
         (b'{"model": ""}', 400, "model", "must name a model"),
+        (b'{"model": "chat-model", "logit_bias": {"5": 1}}', 400, "logit_bias", "is not served here"),
         (b'{"model": "gpt"}', 404, None, "model 'gpt' is not served here; known models: chat-model"),
     ],
 )
