@@ -42,11 +42,23 @@ class GatewayCollector(Collector):
         flying = GaugeMetricFamily(
             "moefleet_gateway_in_flight_requests", "Requests that run now", labels=_LABELS
         )
+        trust = GaugeMetricFamily(
+            "moefleet_gateway_prefix_trust",
+            "Cached prompt tokens over those that known prefixes promised; 0: prefixes do not move picks",
+            labels=_LABELS,
+        )
         for lane, labels in lanes:
             queue.add_metric(labels, len(lane.waiting))
             flying.add_metric(labels, lane.in_flight)
+            trust.add_metric(labels, lane.trust.value)
         yield queue
         yield flying
+        yield trust
+        known = GaugeMetricFamily(
+            "moefleet_gateway_prefix_hashes", "Prefixes of prompts whose holders are known"
+        )
+        known.add_metric([], len(core.prefixes))
+        yield known
         for name, field, bounds, text in (
             (
                 "time_to_first_byte_seconds",
