@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from moefleet_operator_rig import fleet
 from moefleet_operator_rig.fixtures import Bench, bench, crd
 
@@ -124,3 +125,56 @@ def test_a_quota_of_the_namespace_is_said_with_its_numbers_and_heals(bench: Benc
     bench.kubectl.apply(quota)
     bench.wait("both serve", lambda: len(bench.ready_pods("chat")) == 2, limit_s=120.0)
     bench.wait("and it is over", lambda: bench.condition("chat", "CapacityLimited")[0] == "False")
+
+
+def test_a_replica_that_the_scheduler_ends_for_a_dearer_pod_is_said_and_comes_back(
+    bench: Bench, request: pytest.FixtureRequest
+) -> None:
+    pool = {"moefleet.test/pool": bench.namespace}
+    (node,) = bench.plane.add_fake_nodes(1, gpus=8, prefix=f"pool-{bench.namespace}", labels=pool)
+    request.addfinalizer(lambda: bench.kubectl("delete", "node", node))
+    dear = f"dear-{bench.namespace}"
+    bench.kubectl.apply(
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": dear},
+            "value": 1000,
+        }
+    )
+    request.addfinalizer(lambda: bench.kubectl("delete", "priorityclass", dear))
+    bench.leader(watch_namespaces=())
+    wanted = fleet("chat", bench.namespace, mode="External", replicas=1)
+    template = wanted["spec"]["replica"]["podTemplate"]
+    template["nodeSelector"] = pool
+    # Long enough that it is seen to end.
+    template["annotations"]["fake.moefleet.test/stop-after"] = "6s"
+    bench.kubectl.apply(wanted)
+    bench.wait("one serves", lambda: len(bench.ready_pods("chat")) == 1)
+    (victim,) = bench.ready_pods("chat")
+
+    bench.kubectl.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "big", "namespace": bench.namespace},
+            "spec": {
+                "priorityClassName": dear,
+                "nodeSelector": pool,
+                "terminationGracePeriodSeconds": 0,
+                "containers": [
+                    {
+                        "name": "big",
+                        "image": "none",
+                        "resources": {"limits": {"nvidia.com/gpu": "8", "cpu": "1", "memory": "1Mi"}},
+                    }
+                ],
+            },
+        }
+    )
+    bench.wait("it is said", lambda: bench.condition("chat", "Disrupted") == ("True", "Preempted"))
+    assert victim in message(bench, "chat", "Disrupted")
+    bench.wait("there is no room", lambda: bench.condition("chat", "CapacityLimited")[0] == "True")
+    bench.kubectl("delete", "pod", "big", "--wait=false")
+    bench.wait("it serves again", lambda: len(bench.ready_pods("chat")) == 1)
+    bench.wait("nothing is disrupted", lambda: bench.condition("chat", "Disrupted")[0] == "False")

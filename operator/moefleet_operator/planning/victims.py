@@ -1,6 +1,7 @@
 """Which replica goes first: the one whose going costs least.
 
-Never started, then failing, then not ready, then of the least wanted revision; among equals the cheapest, in tokens:
+Never started, then failing, then not ready, then of the least wanted revision, then on a node that somebody empties; among
+equals the cheapest, in tokens:
 
     cost = outstanding + PREFILL_COST * reusable * hit_share
 
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .failing import failing
+from .nodes import candidate, suspect
 from .observed import Replica
 
 # Time of a prompt token over time of an answer token in a full step, as decode shares the step: 8xH800 sustains some 100 k
@@ -25,7 +27,7 @@ PREFILL_COST: Final = 0.5
 def victims(replicas: Iterable[Replica], wanted: Sequence[str]) -> list[Replica]:
     """`wanted`: revisions, the most wanted first; those that are not in it are wanted least. Unknown load: last of its kind."""
 
-    def rank(replica: Replica) -> tuple[int, int, int, int, int, float, int, str]:
+    def rank(replica: Replica) -> tuple[int, int, int, int, int, int, float, int, str]:
         started = replica.ready or replica.may_have_streams
         # Of those that never started, the one that is furthest from starting, then the youngest.
         progress = 0 if replica.unschedulable_since is not None else 1 if not replica.pod.node else 2
@@ -35,6 +37,8 @@ def victims(replicas: Iterable[Replica], wanted: Sequence[str]) -> list[Replica]
             0 if failing(replica) is not None else 1,
             0 if not replica.ready else 1,
             len(wanted) - wanted.index(revision) if revision in wanted else 0,
+            # It would have to leave its node anyway, or somebody would like to have that node empty.
+            0 if suspect(replica.pod, replica.node) or candidate(replica.node) else 1,
             progress if not started else 0,
             cost_tokens(replica) if started else -replica.pod.created_at,
             -replica.pod.slot,

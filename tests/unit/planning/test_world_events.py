@@ -16,6 +16,7 @@ from moefleet_operator.api import conditions as reasons
 from moefleet_operator.planning.facts import Condition, NodeFacts, Taint, node_facts, pod_facts
 from moefleet_operator.planning.leaving import AVOID_MAX, avoid
 from moefleet_operator.planning.nodes import (
+    CANDIDATE_TAINT,
     GONE,
     GPU_FAILED_AFTER_S,
     NODE_LOST_AFTER_S,
@@ -158,7 +159,7 @@ ROWS = [
     Row("its load says which of two goes first", [cordoned(ready(0, tokens=900)), cordoned(ready(1, tokens=5)), on(ready(2))], [f"drain 1 {E}"], "NodeCordoned", 2, WITH_ROOM),
     Row("one that never served there starts elsewhere at once", [on(ready(0)), cordoned(starting(1))], ["delete 1"], "NodeCordoned", 2, WITH_ROOM),
     Row("without room it goes on starting where it is", [on(ready(0)), cordoned(starting(1))], [], "NodeCordoned", 2, WITHOUT),
-    Row("fewer are wanted: the one on the cordoned node goes", [on(ready(0)), cordoned(ready(1))], [f"drain 1 {E}"], "NodeCordoned", 1, WITH_ROOM),
+    Row("fewer are wanted: the one on the cordoned node goes", [cordoned(ready(0)), on(ready(1))], [f"drain 0 {E}"], "NodeCordoned", 1, WITH_ROOM),
     Row("uncordoned before anything happened", [on(ready(0)), on(pending(1))], ["delete 1"], "", facts=WITH_ROOM),
     Row("uncordoned while it drains and one is missing: it is taken back", [on(draining(0, state="SERVING", reason=E))], ["mark 0"], "", facts=WITH_ROOM),
     Row("still cordoned: it is not taken back", [cordoned(draining(0, state="DRAINING", active=1, reason=E))], ["create 1"], "NodeCordoned", facts=WITH_ROOM),
@@ -167,7 +168,8 @@ ROWS = [
     *[Row(f"taint {key}: replaced first", [tainted(ready(0), key)], ["create 1"], reason, facts=WITH_ROOM) for key, (reason, _) in TAKING.items()],
     Row("without room one waits in the scheduler's queue: the node goes in any case", [tainted(ready(0), "ToBeDeletedByClusterAutoscaler")], ["create 1"], "NodeBeingRemoved", facts=WITHOUT),
     Row("but not two", [tainted(ready(0), "karpenter.sh/disrupted"), pending(1, unschedulable_for_s=9)], [], "NodeBeingRemoved", facts=WITHOUT),
-    Row("a candidate is no more than a candidate", [tainted(ready(0), "DeletionCandidateOfClusterAutoscaler")], [], "", facts=WITH_ROOM),
+    Row("a candidate is no more than a candidate", [tainted(ready(0), CANDIDATE_TAINT)], [], "", facts=WITH_ROOM),
+    Row("but when fewer are wanted it goes first", [tainted(ready(0), CANDIDATE_TAINT), on(ready(1))], ["drain 0 ScaleDown"], "", 1, WITH_ROOM),
     # --- nodes that are lost ---------------------------------------------------------------------------------------
     Row("not ready for less than a minute: a kubelet that is started anew", [silent(ready(0), for_s=20)], [], "", facts=WITH_ROOM),
     Row("lost: what is not heard is given up at once", [silent(ready(0))], [f"drain 0 {E}"], "NodeLost", facts=WITH_ROOM),
@@ -190,6 +192,10 @@ ROWS = [
     Row("deleted by hand", [terminating(0)], ["create 1"], "PodDeleted", facts=WITH_ROOM),
     Row("evicted by its kubelet", [failed(0)], ["create 1"], "PodEvicted", facts=WITH_ROOM),
     Row("our own drain is no disruption", [on(ready(0)), draining(1, active=1)], [], "", facts=WITH_ROOM),
+    # --- specs that are edited ---------------------------------------------------------------------------------------
+    Row("edited while one drains: it goes on draining, what is missing is of the new revision", [on(ready(0, OLD)), draining(1, OLD, active=2)], ["create 0"], "", 2, WITH_ROOM),
+    Row("and edited back: it is taken back, nothing cold is made", [on(ready(0)), draining(1, active=2)], ["CallResume 1"], "", 2, WITH_ROOM),
+    Row("fewer wanted and more again before the drain began to bite", [on(ready(0)), draining(1, state="SERVING", for_s=1)], ["mark 1"], "", 2, WITH_ROOM),
     # --- crash loops -------------------------------------------------------------------------------------------------
     Row("ends again and again on one node while others serve: another node", [on(ready(0)), on(crashing(1))], ["delete 1"], "", 2, WITH_ROOM),
     Row("not before the kubelet has tried a few times", [on(ready(0)), on(crashing(1, restarts=3))], [], "", 2, WITH_ROOM),
