@@ -215,6 +215,8 @@ def _ours_holds_without_metrics(runs: Runs) -> None:
     blind = runs[f"{OURS}, lost"]
     assert all(d.after >= d.before for d in blind.decisions if 1800 <= d.at_s < 3000)
     assert attained(blind, 1800, 4200) > 0.99
+    # When they are back, what came meanwhile is no surge.
+    assert blind.summary.peak_replicas <= runs[OURS].summary.peak_replicas + 1
 
 
 def _ours_goes_on_after_a_restart(runs: Runs) -> None:
