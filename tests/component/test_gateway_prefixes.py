@@ -99,6 +99,8 @@ async def test_the_second_request_with_the_same_beginning_is_found_in_the_cache(
         warm = [await cached([*system, 200, 201]) for system in systems] + [
             await cached(t + "How?") for t in texts
         ]
+    assert await rig.metric("moefleet_gateway_prefix_trust", fleet="chat") > 0.5
+    assert await rig.metric("moefleet_gateway_prefix_hashes") > 0
     # What texts begin with alike is shared too, but it is short.
     assert max(cold) < 64
     assert min(warm[: len(systems)]) >= 128
