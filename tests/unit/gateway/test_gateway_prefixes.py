@@ -1,6 +1,8 @@
 """Who gets a prompt whose beginning somebody has already."""
 
+import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,9 @@ from moefleet_gateway.picking.models import ModelTable
 from moefleet_gateway.picking.prefixes import FRESH_S, HOLDERS_MAX, PrefixIndex
 from moefleet_gateway.requests import Read, read
 from moefleet_perf.prefixes import MARK_BYTES, MARK_TOKENS, text_marks, token_marks
+from moefleet_runtime.engine.base import EngineRequest
+from moefleet_runtime.engine.prefixes import PrefixLog
+from moefleet_runtime.engine.simulated_replica import _Prefixes, block_hashes
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 
 FLEET = Fleet("ns", "f", "fu", "2026-01-01T00:00:00Z", "m", limits=Limits(queued_requests=1000))
@@ -238,3 +243,43 @@ def test_an_answer_that_just_ended_does_not_send_the_next_turn_away() -> None:
     # the others that the sample knows are still there
     c.set_load(first, Load(first, True, "Serving", 3.0, active=3, decode_tokens=1200), 3.0)
     assert one(c, ids("r2", prompt(2)), 3.1) != first
+
+
+def cached_share(routed: bool) -> float:
+    """4 replicas whose caches hold a third of what 36 tenants begin their prompts with; 24 requests at a time, 2,000 in all."""
+    uids = ["u0", "u1", "u2", "u3"]
+    c = core(*uids)
+    logs = {uid: PrefixLog() for uid in uids}
+    caches = {uid: _Prefixes(36 * 10 // 3, logs[uid]) for uid in uids}
+    chance = random.Random(5)
+    found = asked = 0
+    running: list[tuple[str, int, int]] = []
+    for n in range(2000):
+        now = n * 0.05
+        tenant = chance.randrange(36)
+        tokens = [*range(tenant * 1000, tenant * 1000 + 320), *range(50_000 + n, 50_032 + n)]
+        ask = ids(f"r{n}", tokens)
+        pick = c.arrive(FLEET, ask if routed else replace(ask, marks=()), now)
+        assert isinstance(pick, Pick)
+        uid = pick.targets[0].uid
+        request = EngineRequest(ask.request_id, tuple(tokens), 10)
+        hashes = block_hashes(request)
+        cached = min(caches[uid].match(hashes) * 32, len(tokens) - 1)
+        caches[uid].publish(hashes, request)
+        found, asked = found + cached, asked + len(tokens)
+        running.append((ask.request_id, len(tokens), cached))
+        if len(running) > 24:
+            ended = running.pop(chance.randrange(len(running)))
+            c.finish(served(*ended), now)
+        if n % 5 == 0:
+            for each in uids:
+                changes = logs[each].drain()
+                c.prefixes.report(each, n == 0, changes.stored, changes.removed)
+    return found / asked
+
+
+def test_small_caches_together_find_twice_as_much_when_prompts_go_where_they_are_known() -> None:
+    """0.28 and 0.62 of all prompt tokens; 0.91 is all that can be found."""
+    blind, routed = cached_share(False), cached_share(True)
+    assert blind < 0.35
+    assert routed > 2 * blind
