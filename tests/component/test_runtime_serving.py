@@ -282,6 +282,10 @@ async def test_abort_ends_the_stream_that_has_the_id(tmp_path: Path) -> None:
         assert not unknown.success
         assert (await stub.Abort(trt.AbortRequest(request_id="mine"))).success
         assert await call.code() is grpc.StatusCode.CANCELLED
+        assert int(dict(await call.trailing_metadata())["x-usage-completion-tokens"]) > 0
+        line = await served.event("request ended", outcome="cancelled")
+        assert (line["request_id"], line["prompt_tokens"]) == ("mine", 3)
+        assert (await served.event("request ended", outcome="refused"))["reason"] == "REQUEST_ID_RUNS"
         await served.sample_when(lambda s: s.active == 0 and s.outstanding_decode_tokens == 0)
         ours = served.inference.Generate(generate_request(max_tokens=50_000, request_id="ours"))
         await ours.read()
@@ -290,6 +294,7 @@ async def test_abort_ends_the_stream_that_has_the_id(tmp_path: Path) -> None:
         while message is not grpc.aio.EOF:
             last, message = message, await ours.read()
         assert last.finish_reason == pb.FINISH_REASON_CANCELLED
+        assert last.usage.completion_tokens > 0
 
 
 async def test_a_stream_that_lasts_too_long_ends_with_a_clear_status(tmp_path: Path) -> None:
@@ -301,6 +306,9 @@ async def test_a_stream_that_lasts_too_long_ends_with_a_clear_status(tmp_path: P
         assert answer.reason == "STREAM_DURATION_EXCEEDED"
         assert "0.7 s" in answer.message
         assert int(answer.trailers["x-usage-completion-tokens"]) >= len(answer.tokens) > 0
+        line = await served.event("request ended", outcome="late")
+        assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "STREAM_DURATION_EXCEEDED")
+        assert line["output_tokens"] == int(answer.trailers["x-usage-completion-tokens"])
         await served.sample_when(lambda s: s.active == 0 and s.outstanding_decode_tokens == 0)
 
 

@@ -27,6 +27,7 @@ from moefleet_runtime.serving.problems import (
     Violation,
     invalid,
 )
+from moefleet_runtime.serving.request_log import RequestLog
 from moefleet_runtime.serving.stopping import AnswerText
 
 # Tokens of one stream go out together when they come within this time, or as soon as there are so many.
@@ -95,6 +96,7 @@ class Generation:
         self._stream_duration_s = stream_duration_s
         self._numbers = count()
         self.outcomes = OutcomeSums()
+        self.log = RequestLog()
 
     def new_request_id(self) -> str:
         """For a client that chose none; and the engine's own ids, which no client can collide with."""
@@ -125,7 +127,7 @@ class Generation:
                 f"streams of this fleet end after {self._stream_duration_s:g} s (limits.streamDuration)",
             ),
         )
-        outcome = "cancelled"
+        outcome, problem = "cancelled", None
         used = Usage(prompt_tokens, before, 0)
         try:
             need, until_s = 1, None
@@ -138,7 +140,8 @@ class Generation:
                 used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
                 if stream.fault is not None:
                     outcome = stream.fault.kind
-                    raise EndedError(self._problem(stream.fault, names, used), used)
+                    problem = self._problem(stream.fault, names, used)
+                    raise EndedError(problem, used)
                 logprobs, tokens, finish = stream.take_logprobs(), stream.take(), stream.finish
                 if text is None:
                     piece = Piece(tokens, used, finish, logprobs=logprobs)
@@ -163,6 +166,18 @@ class Generation:
             spread_s = stream.last_at_s - (stream.first_at_s or 0.0)
             self._metrics.ended(outcome, first_s, spread_s, stream.produced)
             self.outcomes.add(outcome, first_s, spread_s, stream.produced)
+            now_s = time.monotonic()
+            self.log.ended(
+                now_s,
+                guest.request_id,
+                outcome,
+                problem,
+                prompt_tokens=used.prompt_tokens,
+                cached_tokens=used.cached_tokens,
+                output_tokens=used.completion_tokens,
+                first_token_s=first_s,
+                took_s=now_s - began_s,
+            )
 
     def _problem(self, fault: StreamFault, names: Mapping[str, str], used: Usage) -> Problem:
         # Not the request's fault: again from the beginning, or on from here with `resume`, is safe elsewhere.

@@ -106,6 +106,7 @@ class InferenceService(services.InferenceServiceServicer):
             wanted = _check(request, limits)
             guest = self._admission.enter(request.request_id or self._generation.new_request_id())
         except Problem as problem:
+            self._generation.log.refused(time.monotonic(), request.request_id, problem)
             await answer_with(context, problem)
         sent = Sent()
         handover = self._handover
@@ -144,6 +145,7 @@ class InferenceService(services.InferenceServiceServicer):
                 self._admission.cut_total += ended.problem.reason == "STREAM_CUT"
             await answer_with(context, ended.problem, ended.usage.trailers())
         except Problem as problem:
+            self._generation.log.refused(time.monotonic(), guest.request_id, problem)
             await answer_with(context, problem)
         finally:
             self._admission.leave(guest)

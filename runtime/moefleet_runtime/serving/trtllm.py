@@ -7,6 +7,7 @@ answer that silently left a constraint out would be wrong.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
                 text = AnswerText(self._served.tokenizer.decoder(), asked.stop, asked.min_tokens)
             guest = self._admission.enter(request.request_id or self._generation.new_request_id())
         except Problem as problem:
+            self._generation.log.refused(time.monotonic(), request.request_id, problem)
             await answer_with(context, problem)
         try:
             answer: list[int] = []
