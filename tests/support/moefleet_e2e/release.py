@@ -61,16 +61,16 @@ class Release:
     def test(self) -> str:
         return run(self.helm, "test", self.name, "-n", self.namespace, "--timeout", "120s", limit_s=150)
 
-    def gateway_address(self) -> str:
+    def gateway_address(self, port_name: str = "grpc") -> str:
         """host:port of the Service, as a client in the cluster's network sees it."""
         services = self.kube.list("services", "app.kubernetes.io/component=gateway")
         for service in services:
             if service["spec"].get("clusterIP") not in (None, "None"):
                 for port in service["spec"]["ports"]:
-                    if port.get("name") == "grpc":
+                    if port.get("name") == port_name:
                         return f"{service['spec']['clusterIP']}:{port['port']}"
         raise LookupError(
-            f"no gateway Service with a port named grpc in {self.namespace}: {[s['metadata']['name'] for s in services]}"
+            f"no gateway Service with a port named {port_name} in {self.namespace}: {[s['metadata']['name'] for s in services]}"
         )
 
     def pods(self, component: str) -> list[dict[str, Any]]:
