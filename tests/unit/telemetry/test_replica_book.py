@@ -132,3 +132,31 @@ def test_outstanding_tokens_are_both_kinds():
         "a", load("a", outstanding_prefill_tokens=7, outstanding_decode_tokens=5, oldest_active_s=3.5), NOW
     )
     assert (made.load("a", NOW).outstanding_tokens, made.load("a", NOW).oldest_active_s) == (12, 3.5)
+
+
+def test_a_cache_is_as_warm_as_it_is_found_to_be():
+    made = book(target("a"), target("b"), target("c"))
+    facts = {
+        "prompt_tokens_total": 1000,
+        "cached_tokens_total": 250,
+        "kv_max_tokens": 400,
+        "kv_used_tokens": 300,
+    }
+    made.put("a", load("a", kv_reusable_tokens=90, **facts), NOW)
+    # It does not tell: what was ever found again, as far as there is still room for it.
+    made.put("b", load("b", **facts), NOW)
+    made.put("c", load("c"), NOW)
+    found = made.loads(NOW)
+    assert {uid: (s.reusable_tokens, s.hit_share) for uid, s in found.items()} == {
+        "a": (90, 0.25), "b": (100, 0.25), "c": (0, 0.0),
+    }  # fmt: skip
+
+
+def test_outcomes_are_passed_on_and_an_older_replica_has_none():
+    made = book(target("a"), target("b"))
+    told = pb.Outcomes(ended=9, failed=1, first_tokens=8, ttft_s=4.0, paced=7, tpot_s=0.7)
+    made.put("a", load("a", outcomes=told, prompt_tokens_total=500, cached_tokens_total=100), NOW)
+    made.put("b", load("b"), NOW)
+    found = made.load("a", NOW).outcomes
+    assert (found.ended, found.failed, found.ttft_s, found.computed_tokens) == (9, 1, 4.0, 400)
+    assert made.load("b", NOW).outcomes is None

@@ -142,3 +142,6 @@ class BlockPool:
         known = {h: b for b, h in enumerate(self._hash_of) if h is not None}
         if known != self._by_hash:
             raise IntegrityError(f"{len(known)} blocks carry a hash, {len(self._by_hash)} are found by one")
+        reusable = sum(1 for block in self._free if self._hash_of[block] is not None)
+        if reusable != self.reusable:
+            raise IntegrityError(f"counted {self.reusable} reusable blocks, found {reusable}")
