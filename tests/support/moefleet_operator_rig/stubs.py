@@ -121,7 +121,21 @@ class _GatewayService(gw_rpc.GatewayServiceServicer):
             seq += 1
             yield gw.WatchDemandResponse(
                 sample=gw.DemandSample(
-                    gateway_uid=self.world.gateway_uid, incarnation="1", seq=seq, time_s=time.time()
+                    gateway_uid=self.world.gateway_uid,
+                    incarnation="1",
+                    seq=seq,
+                    time_s=time.time(),
+                    fleets=[
+                        gw.FleetDemand(
+                            namespace=namespace,
+                            fleet=fleet,
+                            arrivals=arrivals,
+                            prompt_tokens=100 * arrivals,
+                            predicted_output_tokens=10 * arrivals,
+                            queue_requests=waiting,
+                        )
+                        for (namespace, fleet), (arrivals, waiting) in self.world.called.items()
+                    ],
                 )
             )
             await asyncio.sleep(BEAT_S)
@@ -159,6 +173,8 @@ class StubWorld:
         self.seen: dict[str, str] = {}
         # A replica that comes up is held back while this is False.
         self.let_start = True
+        # What the gateway has counted: (namespace, fleet) -> requests that arrived, and those that wait.
+        self.called: dict[tuple[str, str], tuple[int, int]] = {}
         self.problems: list[str] = []
         self.gateway_uid = ""
         self._loop = asyncio.new_event_loop()
