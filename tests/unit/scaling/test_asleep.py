@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -166,7 +167,11 @@ def test_a_memory_whose_clock_is_set_is_the_memory_of_the_other_clock(calls: lis
         there.tick(calls=n)
     assert here.state is not None
     assert there.state is not None
-    assert shifted(here.state, by_s).to_json() == there.state.to_json()
+    moved, other = (json.loads(state.to_json()) for state in (shifted(here.state, by_s), there.state))
+    for memory in (moved, other):
+        # What was learnt of the time of day belongs to the clock that was right, whichever that was.
+        memory.pop("season", None)
+    assert moved == other
     assert shifted(here.state, 0.0) == here.state
 
 
