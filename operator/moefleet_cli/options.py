@@ -53,6 +53,7 @@ def replay_input(command: str) -> Iterator[None]:
     from moefleet_replay.cold_start import ColdStartError
     from moefleet_replay.compare import StudyError
     from moefleet_replay.compare_run import ArgumentError
+    from moefleet_replay.fidelity import FidelityError
     from moefleet_replay.plan import PlanError
     from moefleet_replay.policy import PolicyError
     from moefleet_replay.traces import TraceError
@@ -66,6 +67,7 @@ def replay_input(command: str) -> Iterator[None]:
         ArgumentError,
         ColdStartError,
         StudyError,
+        FidelityError,
         PlanError,
     ) as error:
         raise InputError(str(error)) from error

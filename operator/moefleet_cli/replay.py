@@ -1,4 +1,4 @@
-"""`moefleet replay`: one policy on one trace in virtual time. `moefleet replay compare` is in compare.py."""
+"""`moefleet replay`: one policy on one trace in virtual time. Its commands `compare` and `fidelity` have files of their own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from .compare import compare_command
+from .fidelity import fidelity_command
 from .options import Output, OutputOption, console, replay_input, text, written
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ replay_app = typer.Typer(
     add_completion=False,
 )
 replay_app.command("compare")(compare_command)
+replay_app.command("fidelity")(fidelity_command)
 
 
 @replay_app.callback()
