@@ -8,10 +8,11 @@ known yet. Worse is said only where chance is no explanation (two standard error
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from moefleet_operator.api import conditions as reasons
+from moefleet_operator.rendering.pod import RenderedPod
 
 from .failing import failing
 from .history import verdict_of
@@ -116,8 +117,9 @@ def _broken(observed: Observed, ours: Sequence[Replica], now: float) -> Opinion 
 
 def start_budget_s(observed: Observed) -> float:
     """What the startup probe allows a replica, and a little more."""
-    body = getattr(observed.rendered, "body", {})
-    containers = (body.get("spec") or {}).get("containers") or ({},)
+    rendered = observed.rendered
+    body: Mapping[str, Any] = rendered.body if isinstance(rendered, RenderedPod) else {}
+    containers: Sequence[Mapping[str, Any]] = (body.get("spec") or {}).get("containers") or ({},)
     probe = containers[0].get("startupProbe") or {}
     return float(probe.get("failureThreshold", 600) * probe.get("periodSeconds", 1)) + START_SLACK_S
 

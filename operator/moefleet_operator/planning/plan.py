@@ -14,6 +14,7 @@ from moefleet_operator.api import conditions as reasons
 from moefleet_operator.rendering.away import away_from
 from moefleet_operator.rendering.pdb import render_pdb
 from moefleet_operator.rendering.pod import RenderedPod
+from moefleet_operator.rendering.problem import Problem
 from moefleet_operator.rendering.service import render_service
 
 from . import drain
@@ -43,6 +44,9 @@ def plan(observed: Observed, now: float) -> Plan:
         made.wake(found.wake_at)
     if found.message and not found.verdict and course(observed).stage == "canary":
         made.stand = Stand("Canary", found.message)
+        if found.reason:
+            said = f"{found.message}; no earlier revision is kept that could be made again"
+            made.held, made.stand = Problem(found.reason, said), Stand("Wait", said)
     builder = _Builder(observed, now, made)
     builder.take_away()
     builder.bring_back()

@@ -5,8 +5,14 @@ Numbers 36 to 48 are those of the complaints in decision 0012.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from moefleet_operator.planning.observed import Capacity, Replica
+from moefleet_operator.planning.plan import plan
+from moefleet_operator.planning.reported import ReplicaLoad
 from moefleet_operator.planning.steps import DeleteReplica, MarkConditions
+from moefleet_testing.builders import NOW, OLD, a_gateway, a_pod, false, observed, ready, true
 from moefleet_testing.rolling import Behaviour, World
 
 A, B, C, D = "aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"
@@ -158,6 +164,20 @@ def test_a_spec_that_cannot_be_rendered_does_not_let_the_fleet_die_out() -> None
     assert world.condition("Stalled").startswith("True/EngineArgumentUnknown")
 
 
+def test_where_nothing_is_kept_to_go_back_to_a_bad_canary_holds_the_rollout() -> None:
+    """The operator was upgraded in the middle of a rollout: what the old replicas were made of was never written down."""
+    world = World(A, places=8).steady()
+    world.history.clear()
+    world.behaviours[B] = Behaviour(failed_share=0.5)
+    world.change(B)
+    world.run(HOUR_S)
+    assert (world.verdict(B), world.live(B), world.ready(A)) == ("", 1, 3)
+    assert world.condition("RolloutHeld").startswith("True/CanaryErrors")
+    assert "no earlier revision is kept" in world.condition("RolloutHeld")
+    world.change(C)
+    rolled(world, C)
+
+
 def test_the_first_revision_of_a_fleet_has_nothing_to_go_back_to_and_is_tried_on() -> None:
     world = World(A, places=8)
     world.behaviours[A] = Behaviour(crashes=True)
@@ -257,6 +277,22 @@ def test_47_a_rollout_never_needs_more_than_one_place_more() -> None:
     world.run(2 * HOUR_S, look)
     assert done(world, B), world.tell()
     assert (most, world.least_ready) == (7, 6)
+
+
+# --- 38: ready is what the gateways send requests to -----------------------------------------------------------------------
+
+
+def test_38_the_last_old_replica_stays_until_the_gateways_know_the_new_one() -> None:
+    gate = "moefleet.io/gateway-registered"
+    serves = a_pod(0, conditions={"ContainersReady": true(), "Ready": false(), gate: false()})
+    new = Replica(serves, ReplicaLoad("SERVING"))
+    for gateways in ((), (a_gateway(),), (a_gateway("g"), a_gateway("h", uid_1_0=(True, 0)))):
+        made = plan(observed(ready(0, OLD), new, gateways=gateways, capacity=Capacity(4, 8, 8)), NOW)
+        assert [s for s in made.steps if s.name == f"chat-{OLD}-0"] == []
+    registered = {**serves.conditions, "Ready": true(), gate: true()}
+    known = Replica(replace(serves, conditions=registered), ReplicaLoad("SERVING"))
+    made = plan(observed(ready(0, OLD), known, capacity=Capacity(4, 8, 8)), NOW)
+    assert [s.reason for s in made.steps if s.name == f"chat-{OLD}-0"] == ["Rollout"]
 
 
 # --- 39, 40: edits while a rollout is on its way ---------------------------------------------------------------------------
