@@ -51,6 +51,7 @@ _COLUMNS: Final[tuple[tuple[str, str, str, int, str], ...]] = (
     ("Mode", "string", ".spec.scaling.mode", 1, "Who decides the number of replicas."),
     ("Revision", "string", ".status.revision", 1, "Revision that new replicas get."),
     ("Decision", "string", ".status.scaling.lastDecision.reason", 1, "Reason of the last scaling decision."),
+    ("Start p90", "string", ".status.coldStart.p90", 1, "Cold start, nine of ten."),
     ("Cost/M", "string", ".status.economics.costPerMillionTokens", 1, "Cost of a million tokens."),
 )
 
