@@ -18,7 +18,7 @@ KNOWN_ARGS: Mapping[str, frozenset[str]] = {
     "Simulated": frozenset(
         {"calibration", "speed", "startSeconds", "meanOutputTokens", "vocabularySize", "faults"}
     ),
-    "Torch": frozenset({"blocks", "blockTokens", "threads"}),
+    "Torch": frozenset({"blocks", "blockTokens", "threads", "cudaGraphs"}),
 }
 
 

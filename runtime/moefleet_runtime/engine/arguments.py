@@ -49,6 +49,8 @@ class TorchArguments(_Arguments):
     block_tokens: int = Field(default=16, ge=1, le=256)
     # Compute threads; 0: as many as the pod's CPU limit.
     threads: int = Field(default=0, ge=0, le=512)
+    # On a GPU: record decode passes when starting. Off starts sooner and answers few streams slower.
+    cuda_graphs: bool = True
 
 
 class TensorRTLLMArguments(_Arguments):

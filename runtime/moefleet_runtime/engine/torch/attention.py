@@ -7,6 +7,7 @@ for all tokens of the chunk, which is cheaper as soon as there are many.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,8 @@ class Pass:
     cos: Tensor
     sin: Tensor
     scale: float
+    # How single tokens read the cache.
+    read: Reader
 
 
 def attend(x: Tensor, weights: AttentionWeights, this: Pass, cache: Tensor) -> Tensor:
@@ -57,7 +60,10 @@ def attend(x: Tensor, weights: AttentionWeights, this: Pass, cache: Tensor) -> T
         # Per head: [singles, nope] x [nope, rank].
         absorbed = torch.bmm(q_plain[:singles].transpose(0, 1), weights.key_up).transpose(0, 1)
         queries = torch.cat((absorbed, q_turned[:singles]), -1)
-        read = [_absorbed(queries, group, this, cache) for group in batch.groups]
+        read = [
+            this.read(queries[group.first : group.first + group.count], group, this, cache)
+            for group in batch.groups
+        ]
         mixed = read[0] if len(read) == 1 else torch.cat(read)
         outputs.append(torch.bmm(mixed.transpose(0, 1), weights.value_up).transpose(0, 1).flatten(1))
     for chunk in batch.chunks:
@@ -67,13 +73,18 @@ def attend(x: Tensor, weights: AttentionWeights, this: Pass, cache: Tensor) -> T
     return F.linear(outputs[0] if len(outputs) == 1 else torch.cat(outputs), weights.out)
 
 
-def _absorbed(queries: Tensor, group: DecodeGroup, this: Pass, cache: Tensor) -> Tensor:
+# Absorbed queries of a group, [count, heads, latent width], to what they mix of the latents, [count, heads, kv_lora_rank].
+Reader = Callable[[Tensor, DecodeGroup, Pass, Tensor], Tensor]
+
+
+def gathered(queries: Tensor, group: DecodeGroup, this: Pass, cache: Tensor) -> Tensor:
+    """With the operations of torch, on any device: the contexts are copied side by side first."""
     c = this.config
+    assert group.mask is not None, "the batch is packed for a kernel that reads by length"
     # Whole blocks by index_select: 252 us for 256 rows, where cache[tables] took 858.
     by_block = cache.view(-1, this.block_tokens * c.latent_width)
     latents = by_block.index_select(0, group.tables.view(-1)).view(group.count, -1, c.latent_width)
-    mine = queries[group.first : group.first + group.count]
-    scores = torch.bmm(mine, latents.transpose(1, 2)).float() * this.scale + group.mask
+    scores = torch.bmm(queries, latents.transpose(1, 2)).float() * this.scale + group.mask
     return torch.bmm(scores.softmax(-1).to(latents.dtype), latents[..., : c.kv_lora_rank])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from moefleet_runtime.engine.torch.attention import Pass, attend
+from moefleet_runtime.engine.torch.attention import Pass, Reader, attend, gathered
 from moefleet_runtime.engine.torch.cache import LatentCache
 from moefleet_runtime.engine.torch.config import ModelConfig
 from moefleet_runtime.engine.torch.experts import routed
@@ -19,8 +19,11 @@ Tensor = torch.Tensor
 
 
 class Model:
-    def __init__(self, config: ModelConfig, weights: Weights, rope: RopeTable) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: RopeTable, read: Reader = gathered
+    ) -> None:
         self.config = config
+        self.read = read
         self._weights = weights
         self._rope = rope
         self._scale = softmax_scale(config)
@@ -34,10 +37,11 @@ class Model:
         positions: int,
         device: torch.device,
         dtype: torch.dtype,
+        read: Reader = gathered,
     ) -> Model:
         """`positions`: the longest context that will be served."""
         weights = load_weights(folder, config, device=device, dtype=dtype)
-        return cls(config, weights, rope_table(config, positions, device))
+        return cls(config, weights, rope_table(config, positions, device), read)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: LatentCache) -> Tensor:
@@ -50,6 +54,7 @@ class Model:
             cos=self._rope.cos[batch.positions],
             sin=self._rope.sin[batch.positions],
             scale=self._scale,
+            read=self.read,
         )
         x = weights.embedding[batch.ids]
         for layer, layer_cache in zip(weights.layers, cache.layers, strict=True):

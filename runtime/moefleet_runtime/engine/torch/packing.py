@@ -29,8 +29,10 @@ class DecodeGroup:
     count: int
     # [count, blocks]
     tables: Tensor
-    # Added to the scores: 0 or -inf, [count, 1, blocks * block_tokens].
-    mask: Tensor
+    # Tokens of each context, [count].
+    lengths: Tensor
+    # Added to the scores: 0 or -inf, [count, 1, blocks * block_tokens]; None for a kernel that reads by length.
+    mask: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Batch:
     rows: tuple[Row, ...]
 
 
-def pack(rows: Sequence[Row], block_tokens: int, device: torch.device) -> Batch:
+def pack(rows: Sequence[Row], block_tokens: int, device: torch.device, *, by_length: bool = False) -> Batch:
+    """`by_length`: for a kernel to which padding costs nothing, so that all single tokens are one group."""
     singles = sorted((r for r in rows if r.count == 1), key=lambda r: r.start)
     chunks = [r for r in rows if r.count > 1]
     ordered = (*singles, *chunks)
@@ -91,7 +94,8 @@ def pack(rows: Sequence[Row], block_tokens: int, device: torch.device) -> Batch:
         positions=put(np.concatenate(positions)),
         slots=put(np.concatenate(slots)),
         groups=tuple(
-            _group(singles, first, count, block_tokens, put) for first, count in _cuts(singles, block_tokens)
+            _group(singles, first, count, block_tokens, put, masked=not by_length)
+            for first, count in _cuts(singles, block_tokens, together=by_length)
         ),
         chunks=tuple(packed_chunks),
         last=put(np.array([end for r, end in zip(ordered, ends, strict=True) if r.samples], dtype=np.int64)),
@@ -99,8 +103,10 @@ def pack(rows: Sequence[Row], block_tokens: int, device: torch.device) -> Batch:
     )
 
 
-def _cuts(singles: Sequence[Row], block_tokens: int) -> list[tuple[int, int]]:
-    """Runs of rows whose contexts differ by less than a factor of two."""
+def _cuts(singles: Sequence[Row], block_tokens: int, *, together: bool) -> list[tuple[int, int]]:
+    """Runs of rows whose contexts differ by less than a factor of two; `together`: one run."""
+    if together:
+        return [(0, len(singles))] if singles else []
     cuts: list[tuple[int, int]] = []
     first = 0
     most = 0
@@ -116,7 +122,9 @@ def _cuts(singles: Sequence[Row], block_tokens: int) -> list[tuple[int, int]]:
     return cuts
 
 
-def _group(singles: Sequence[Row], first: int, count: int, block_tokens: int, put: Any) -> DecodeGroup:
+def _group(
+    singles: Sequence[Row], first: int, count: int, block_tokens: int, put: Any, *, masked: bool
+) -> DecodeGroup:
     rows = singles[first : first + count]
     widest = rows[-1].start // block_tokens + 1
     tables = np.full((count, widest), PADDING_BLOCK, dtype=np.int64)
@@ -124,6 +132,8 @@ def _group(singles: Sequence[Row], first: int, count: int, block_tokens: int, pu
         needed = row.start // block_tokens + 1
         tables[i, :needed] = row.generation.blocks[:needed]
     lengths = np.array([row.start + 1 for row in rows])
-    visible = np.arange(widest * block_tokens)[None] < lengths[:, None]
-    mask = np.where(visible, np.float32(0), np.float32(-np.inf))
-    return DecodeGroup(first, count, put(tables), put(mask)[:, None])
+    mask = None
+    if masked:
+        visible = np.arange(widest * block_tokens)[None] < lengths[:, None]
+        mask = put(np.where(visible, np.float32(0), np.float32(-np.inf)))[:, None]
+    return DecodeGroup(first, count, put(tables), put(lengths), mask)

@@ -8,7 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from moefleet_runtime.engine.base import TokenLogprob
+from moefleet_runtime.engine.torch.attention import gathered
 from moefleet_runtime.engine.torch.cache import LatentCache
+from moefleet_runtime.engine.torch.fixed import FixedDecode
 from moefleet_runtime.engine.torch.model import Model
 from moefleet_runtime.engine.torch.packing import pack
 from moefleet_runtime.engine.torch.requests import Generation, Row
@@ -31,13 +33,20 @@ class Runner(Protocol):
 
 
 class ModelRunner:
-    def __init__(self, model: Model, cache: LatentCache, device: torch.device) -> None:
-        self._model, self._cache, self._device = model, cache, device
+    """`decode`: single tokens in recorded passes of fixed shapes, where a GPU would wait for Python otherwise."""
+
+    def __init__(
+        self, model: Model, cache: LatentCache, device: torch.device, decode: FixedDecode | None = None
+    ) -> None:
+        self._model, self._cache, self._device, self._decode = model, cache, device, decode
+        self._by_length = model.read is not gathered
 
     def run(self, rows: Sequence[Row]) -> list[Made]:
         with torch.inference_mode():
-            batch = pack(rows, self._cache.block_tokens, self._device)
-            logits = self._model.forward(batch, self._cache)
+            batch = pack(rows, self._cache.block_tokens, self._device, by_length=self._by_length)
+            logits = self._decode.logits(batch) if self._decode is not None else None
+            if logits is None:
+                logits = self._model.forward(batch, self._cache)
             made = [row.generation for row in batch.rows if row.samples]
             tokens = sample(logits, [_choice(g) for g in made])
             logprobs = logprobs_of(logits, tokens, [g.request.logprobs for g in made])

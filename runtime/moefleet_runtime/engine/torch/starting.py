@@ -13,9 +13,11 @@ import torch
 from moefleet_runtime.engine.arguments import TorchArguments
 from moefleet_runtime.engine.base import OPTIONS, EngineInfo, EngineSettings, StartFailed
 from moefleet_runtime.engine.prefixes import PrefixLog
+from moefleet_runtime.engine.torch.attention import Reader, gathered
 from moefleet_runtime.engine.torch.blocks import BlockPool
 from moefleet_runtime.engine.torch.cache import block_bytes, blocks_that_fit, free_bytes, make_cache
 from moefleet_runtime.engine.torch.config import ModelConfig, read_model_config
+from moefleet_runtime.engine.torch.fixed import FixedDecode
 from moefleet_runtime.engine.torch.guides import Guides
 from moefleet_runtime.engine.torch.model import Model
 from moefleet_runtime.engine.torch.runner import ModelRunner, Runner
@@ -51,7 +53,14 @@ def start(settings: EngineSettings) -> Started:
     config = read_model_config(settings.model_path)
     context_length = _context_length(settings, config)
     try:
-        model = Model.load(settings.model_path, config, positions=context_length, device=device, dtype=dtype)
+        model = Model.load(
+            settings.model_path,
+            config,
+            positions=context_length,
+            device=device,
+            dtype=dtype,
+            read=_reader(device),
+        )
         blocks = arguments.blocks or _blocks(
             settings,
             longest_blocks=-(-context_length // arguments.block_tokens),
@@ -92,7 +101,25 @@ def start(settings: EngineSettings) -> Started:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         supports=OPTIONS if guides is not None else OPTIONS - {"guide"},
     )
-    return Started(info, ModelRunner(model, cache, device), scheduler, threads, guides, prefixes)
+    decode = None
+    if device.type == "cuda" and arguments.cuda_graphs:
+        decode = FixedDecode(
+            model,
+            cache,
+            device,
+            most_rows=scheduler.max_running,
+            table_blocks=-(-context_length // arguments.block_tokens),
+        )
+    return Started(info, ModelRunner(model, cache, device, decode), scheduler, threads, guides, prefixes)
+
+
+def _reader(device: torch.device) -> Reader:
+    if device.type != "cuda":
+        return gathered
+    # Local: its module needs Triton, which only torch for GPUs brings.
+    from moefleet_runtime.engine.torch.kernels.mla_decode import by_kernel
+
+    return by_kernel
 
 
 def threads_for(*, wanted: int, cpus: int) -> int:
