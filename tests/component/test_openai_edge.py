@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -300,6 +302,35 @@ async def test_a_fleet_that_sleeps_is_woken_by_a_chat_and_counts_it_once(served:
     rig.world.fleets = [f for f in rig.world.fleets if f["name"] != "asleep"]
     rig.world.write()
     await serves(served, "chat-model", "fake")
+
+
+async def test_a_rollout_that_brings_another_chat_template_is_noticed(served: Served, tmp_path: Path) -> None:
+    rig = served.rig
+    await served.chat("fake")
+    before = list(served.fake.seen[0].request.tokenized.input_token_ids)
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(CHECKPOINT / name, tmp_path / name)
+    config = json.loads((CHECKPOINT / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "chat_template": "Now: {{ messages[0]['content'] }}"})
+    )
+    wanted = TOKENIZER("Now: Tell me of Emma.", add_special_tokens=False).input_ids
+    assert wanted != before
+    new = await rig.replica(
+        "fake-1", model="fake", fleet="default/fake", complete=True, tokenizer=make_bundle(tmp_path).data
+    )
+    rig.world.remove(served.fake)
+    # One that is in SMG when the tokenizer changes is told to come again, as clients do by themselves.
+    client = served.client.with_options(max_retries=2)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            await client.chat.completions.create(model="fake", messages=ASKED)
+            asked = [seen.request for seen in new.seen if seen.method == "trtllm.Generate"]
+            if asked and list(asked[-1].tokenized.input_token_ids) == wanted:
+                break
+            await asyncio.sleep(0.1)
+    rig.world.replica(served.fake)
+    rig.world.remove(new)
 
 
 async def test_a_picker_that_dies_cuts_no_answer(served: Served) -> None:

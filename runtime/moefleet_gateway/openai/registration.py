@@ -22,6 +22,8 @@ from moefleet_gateway.settings import HostPort
 
 # Two requests on loopback; a fleet that appears waits for its replicas far longer.
 LOOK_EVERY_S = 1.0
+# While SMG reads what it was just told.
+LOOK_SOON_S = 0.1
 # A replica that cannot give its tokenizer is asked again after this, or the next one is.
 RETRY_S = 5.0
 log = structlog.get_logger()
@@ -42,6 +44,7 @@ class Registration:
         self._why_not: dict[str, str] = {}
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._smg_error = ""
+        self._told = False  # something new, in the last look
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -49,7 +52,7 @@ class Registration:
             while True:
                 if self._gateway.synced:
                     await self._look()
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(LOOK_SOON_S if self._told else LOOK_EVERY_S)
         finally:
             for task in self._fetching.values():
                 task.cancel()
@@ -67,6 +70,7 @@ class Registration:
         try:
             served = await self._tell([(name, f) for name, f in listed if _id(f) in self._folders])
         except ERRORS as error:
+            self._told = False
             text = f"SMG: {type(error).__name__}: {error}"[:300]
             if text != self._smg_error:
                 log.warning("smg_not_told", error=text)
@@ -91,6 +95,10 @@ class Registration:
             if url not in urls:
                 await smg.remove_worker(worker.id)
         folders = {name: str(self._folders[_id(fleet)]) for name, fleet in wanted}
+        changed = {f.key for n, f in wanted if n in tokenizers and tokenizers[n].source != folders[n]}
+        if changed:
+            # Between its two tokenizers SMG has none: requests wait at the edge meanwhile.
+            await self._served.put(self._served.fleets - changed, dict(self._why_not))
         for name, entry in tokenizers.items():
             if folders.get(name) != entry.source:
                 await smg.remove_tokenizer(entry.id)
@@ -103,6 +111,7 @@ class Registration:
                 await smg.add_worker(worker_spec(url, name, fleet, folders[name]))
             if entry_there and url in workers:
                 served.add(fleet.key)
+        self._told = len(served) < len(urls)
         return served
 
     def _url(self, fleet: Fleet, name: str) -> str:

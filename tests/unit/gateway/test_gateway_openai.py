@@ -163,6 +163,26 @@ def test_wrong_bodies_are_refused_in_openais_words(
     assert words in error["message"]
 
 
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["model", "logit_bias", "x"]), inner, max_size=3)
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_whatever_comes_is_a_fleet_or_a_refusal_that_clients_can_read(body: bytes) -> None:
+    found = asked_fleet(body, MODELS)
+    if isinstance(found, Refusal):
+        answer = immediate(found).immediate_response
+        assert answer.status.code in (400, 404)
+        assert json.loads(answer.body)["error"]["message"]
+    else:
+        assert found in (CHAT, OTHER)
+
+
 def test_a_refusal_says_when_to_come_again() -> None:
     answer = immediate(queue_full("team/chat", 10, 10, 1.2)).immediate_response
     headers = {o.header.key: o.header.raw_value.decode() for o in answer.headers.set_headers}
