@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
@@ -76,7 +77,9 @@ func (a *answer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	messages, _ := strconv.Atoi(r.Header.Get("Bench-Messages"))
 	microseconds, _ := strconv.Atoi(r.Header.Get("Bench-Interval-Us"))
 	interval := time.Duration(microseconds) * time.Microsecond
-	begin := time.Now()
+	// Answers have nothing to do with each other: without this, clients that begin in a row give messages that arrive together, and
+	// how many do depends on how evenly the way to the replica lets requests through, not on what a message costs.
+	begin := time.Now().Add(-time.Duration(rand.Int64N(int64(interval) + 1)))
 	for number := range messages {
 		if wait := time.Until(begin.Add(time.Duration(number) * interval)); wait > 0 {
 			time.Sleep(wait)
