@@ -284,11 +284,15 @@ class _Prefixes:
     def match(self, hashes: tuple[bytes, ...]) -> int:
         """How many blocks from the beginning are known."""
         count = 0
+        used = []
         for block in hashes:
             if block not in self._known:
                 break
             self._known.move_to_end(block)
+            if mark := self._known[block]:
+                used.append(mark)
             count += 1
+        self._log.stored(used)
         return count
 
     def publish(self, hashes: tuple[bytes, ...], request: EngineRequest) -> None:

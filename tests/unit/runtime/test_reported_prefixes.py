@@ -43,16 +43,16 @@ def test_every_engine_tells(engine: type) -> None:
 )
 def test_readers_end_up_with_what_is_held(events: list[tuple[str, int]], max_held: int, max_log: int) -> None:
     log, book = PrefixLog(max_held), PrefixBook(max_log)
-    truth: set[int] = set()
+    # The last used, the newest at the end.
+    truth: list[int] = []
     readers: list[tuple[int | None, set[int]]] = [(None, set()), (None, set())]
     for what, n in events:
         match what:
             case "store":
-                if n in truth or len(truth) < max_held:
-                    truth.add(n)
+                truth = [*(mark for mark in truth if mark != n), n][-max_held:]
                 log.stored([n])
             case "remove":
-                truth.discard(n)
+                truth = [mark for mark in truth if mark != n]
                 log.removed([n])
             case "clear":
                 truth.clear()
@@ -65,7 +65,7 @@ def test_readers_end_up_with_what_is_held(events: list[tuple[str, int]], max_hel
                 readers[0] = (cursor, after(readers[0][1], changes))
     book.apply(log.drain())
     for cursor, held in readers:
-        assert after(held, book.since(cursor)[1]) == truth
+        assert after(held, book.since(cursor)[1]) == set(truth)
     assert not book.since(book.since(None)[0])[1]
 
 

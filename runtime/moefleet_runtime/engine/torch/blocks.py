@@ -87,6 +87,8 @@ class BlockPool:
             del self._free[block]
             self.reusable -= self._hash_of[block] is not None
         self._holders[block] += 1
+        if marks := self._marks.get(block):
+            self._log.stored(marks)
 
     def take(self) -> int:
         """An empty block for one holder; what it was known for is forgotten."""
