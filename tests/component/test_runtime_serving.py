@@ -157,6 +157,10 @@ async def test_bad_requests_are_told_every_fault_and_never_reach_the_engine(serv
     assert after.output_tokens_total == before.output_tokens_total + 8
     # The one whose text had to be counted first, and the good one.
     assert after.admitted_total == 2
+    told = after.outcomes
+    assert (told.ended, told.failed, told.first_tokens, told.paced) == (1, 0, 1, 1)
+    assert told.ttft_s > 0
+    assert told.tpot_s_squared == pytest.approx(told.tpot_s**2)
 
 
 async def test_trtllm_refuses_by_name_what_it_would_have_to_leave_out(served: ReplicaProcess) -> None:

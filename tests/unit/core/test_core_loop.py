@@ -234,6 +234,36 @@ def test_a_kind_that_cannot_be_watched_counts_as_known() -> None:
     assert desk.all(CreatePod)
 
 
+def test_without_the_right_to_keep_revisions_replicas_are_made_all_the_same() -> None:
+    desk = Desk()
+    desk.feed(ObjectChanged("MoEFleet", FLEET, fleet()))
+    for kind in KINDS:
+        desk.feed(Synced(kind, available=kind not in ("ControllerRevision", "ResourceQuota")))
+    desk.tick(5.0)
+    assert desk.all(CreatePod)
+    assert "ControllerRevision" not in {e.body["kind"] for e in desk.all(Apply)}
+
+
+def test_a_revision_that_somebody_deletes_is_written_again_and_one_that_is_not_ours_is_left_alone() -> None:
+    desk = with_fleet()
+    desk.pods_serve = True
+    desk.settle(5)
+    (name,) = [n for n, r in desk.revisions.items() if r["kind"] == "ControllerRevision"]
+    key, kept = Key("models", name), desk.revisions[name]
+    assert kept["metadata"]["labels"]["moefleet.io/verdict"] == "good"
+    desk.feed(ObjectChanged("ControllerRevision", key, None, uid=kept["metadata"]["uid"]))
+    desk.tick(1.0)
+    (again,) = [e for e in desk.all(Apply) if e.body["kind"] == "ControllerRevision"]
+    assert again.create
+    foreign = {**kept, "metadata": {**kept["metadata"], "uid": "x", "ownerReferences": []}}
+    desk.answer(again, AlreadyExists(foreign))
+    desk.carry_out(50)
+    desk.tick(0.5)
+    desk.carry_out(50)
+    assert desk.conditions["Stalled"][1] == "NameInUse"
+    assert f"ControllerRevision models/{name} was made by somebody else" in desk.conditions["Stalled"][2]
+
+
 def test_one_that_does_not_lead_does_nothing() -> None:
     desk = Desk()
     desk.lease = desk.stamped(
