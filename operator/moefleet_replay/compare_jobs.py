@@ -121,7 +121,8 @@ def run_study(
 
 
 def cached_runs(study: Study, cache: Cache) -> tuple[Study, Results]:
-    """What the cache has of a study, and the study cut to the settings of which it has something: the verdict of what ran."""
+    """What the cache has of a study, and the study cut to what can be judged by it: settings that have run at all, and segments on which
+    ours has (all, when ours has not run on any). The name says what was cut."""
     results = Results()
     for setting in study.settings:
         for segment in study.segments:
@@ -131,10 +132,26 @@ def cached_runs(study: Study, cache: Cache) -> tuple[Study, Results]:
                     if known is not None:
                         results.runs[Key(setting.text, segment.name, calibration, seed)] = known
     there = {key.setting for key in results.runs}
+    mine = ours(study)
+    every = [(c, s) for c in study.calibrations for s in study.seeds]
+    segments = tuple(
+        g
+        for g in study.segments
+        if mine and all(Key(mine.text, g.name, c, s) in results.runs for c, s in every)
+    )
+    if not any(g.headline for g in segments):
+        segments = study.segments
     left = [s.text for s in study.settings if s.text not in there]
-    kept = tuple(s for s in study.settings if s.text in there)
-    name = f"{study.name} (not run: {', '.join(left)})" if left else study.name
-    return replace(study, name=name, settings=kept), results
+    left += [g.name for g in study.segments if g not in segments]
+    cut = replace(
+        study,
+        name=f"{study.name} (not run: {', '.join(left)})" if left else study.name,
+        settings=tuple(s for s in study.settings if s.text in there),
+        segments=segments,
+        tuning=tuple(name for name in study.tuning if name in {g.name for g in segments}),
+    )
+    kept = {g.name for g in segments}
+    return cut, Results({key: run for key, run in results.runs.items() if key.segment in kept})
 
 
 def _same_code(key: Key, made: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from moefleet_replay.compare import StudyError, load_study, narrowed, settings_o
 from moefleet_replay.compare_cache import Cache, code_digest, run_key
 from moefleet_replay.compare_jobs import cached_runs, run_study
 from moefleet_replay.compare_run import RunArguments, TraceArguments
-from moefleet_replay.compare_verdict import Key
+from moefleet_replay.compare_verdict import Key, judged
 from moefleet_replay.policies import REGISTRY
 from moefleet_replay.policy import PolicyError
 
@@ -193,6 +193,17 @@ def test_what_the_cache_has_is_judged_alone_and_the_rest_is_named(tmp_path: Path
     assert cut.criterion == study.criterion
     left = [s.text for s in study.settings if s.policy != "oracle"]
     assert cut.name == f"study (not run: {', '.join(left)})"
+    assert cut.segments == study.segments
+    # Ours here is hpa-arrival: from the moment that it has run, only where it has is anything judged.
+    quick = narrowed(study, "policies=hpa-arrival;segments=calm;defaults")
+    run_study(quick, cache, jobs=1, prune=False, execute=Counted())
+    cut, found = cached_runs(study, cache)
+    assert [s.name for s in cut.segments] == ["calm"]
+    assert {key.segment for key in found.runs} == {"calm"}
+    assert cut.name.endswith(", jump)")
+    words = {line.rule: line.word for line in judged(cut, found.summaries)}
+    # Nobody of calm's policy has run: nothing to compare with.
+    assert words == {"holds": "PASS", "peers": "PASS", "oracle": "PASS", "calm": "FAIL"}
 
 
 def test_a_run_that_cannot_be_made_is_told_and_the_others_are_made(tmp_path: Path) -> None:
