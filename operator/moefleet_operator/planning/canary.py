@@ -38,6 +38,9 @@ PATIENCE_WINDOWS: Final = 3
 CRASHES_MAX: Final = 3
 # What does not pass by itself (no image, a refused configuration) may so long be a registry that is away for a moment.
 FAILING_BUDGET_S: Final = 300.0
+# States of a replica that is on its way, and its budgets until it is believed no more.
+GETS_ON: Final = ("STARTING", "FETCHING", "LOADING", "WARMING")
+GETS_ON_BUDGETS: Final = 3
 # Beyond the startup probe's own budget: the image, the kubelet, the gateways.
 START_SLACK_S: Final = 300.0
 
@@ -105,7 +108,7 @@ def _broken(observed: Observed, ours: Sequence[Replica], now: float) -> Opinion 
         problem, container = failing(replica), replica.pod.container
         if problem is not None and container is not None and container.restarts >= CRASHES_MAX:
             return Opinion("refused", reasons.CANARY_CRASHES, problem.message)
-        budget_s = start_budget_s(observed) if problem is None else FAILING_BUDGET_S
+        budget_s = start_budget_s(observed, replica) if problem is None else FAILING_BUDGET_S
         if now >= scheduled + budget_s:
             why = problem.message if problem is not None else f"{replica.name} started and never served"
             return Opinion(
@@ -115,13 +118,16 @@ def _broken(observed: Observed, ours: Sequence[Replica], now: float) -> Opinion 
     return Opinion("", wake_at=wake_at) if wake_at is not None else None
 
 
-def start_budget_s(observed: Observed) -> float:
-    """What the startup probe allows a replica, and a little more."""
+def start_budget_s(observed: Observed, replica: Replica) -> float:
+    """What the startup probe allows a replica, and a little more. The probe ends no start that gets on, so one that says that it
+    loads has several times as long: its runtime itself ends a start that stands still."""
     rendered = observed.rendered
     body: Mapping[str, Any] = rendered.body if isinstance(rendered, RenderedPod) else {}
     containers: Sequence[Mapping[str, Any]] = (body.get("spec") or {}).get("containers") or ({},)
     probe = containers[0].get("startupProbe") or {}
-    return float(probe.get("failureThreshold", 600) * probe.get("periodSeconds", 1)) + START_SLACK_S
+    budget_s = float(probe.get("failureThreshold", 600) * probe.get("periodSeconds", 1))
+    gets_on = replica.load is not None and replica.load.state in GETS_ON
+    return budget_s * (GETS_ON_BUDGETS if gets_on else 1) + START_SLACK_S
 
 
 def _is_own_fault(replica: Replica) -> bool:

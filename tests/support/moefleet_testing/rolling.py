@@ -53,6 +53,8 @@ class Behaviour:
     # Its process ends again and again; or it runs and never serves; or its image is not there.
     crashes: bool = False
     never_ready: bool = False
+    # With never_ready: it says that it loads all the while.
+    loads: bool = False
     no_image: bool = False
     failed_share: float = 0.0
     ttft_s: float = 0.2
@@ -281,7 +283,7 @@ class World:
     def _load(self, pod: Pod) -> ReplicaLoad | None:
         how = self.behaviours.get(pod.revision, Behaviour())
         if pod.ready_at is None:
-            return None
+            return ReplicaLoad("LOADING") if how.loads and pod.node_at is not None else None
         told = None if how.silent else pod.outcomes
         return ReplicaLoad(pod.state, active=pod.streams, incarnation=str(pod.restarts), outcomes=told)
 

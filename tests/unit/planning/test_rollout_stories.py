@@ -90,6 +90,7 @@ def since_ready(world: World, revision: str) -> float:
         (Behaviour(ttft_s=1.0), "CanarySlower", "the first token takes 1000 ms in the mean of"),
         (Behaviour(crashes=True), "CanaryCrashes", "restarted 3 times"),
         (Behaviour(never_ready=True), "CanaryNotReady", "not ready 900 s after it had a node"),
+        (Behaviour(never_ready=True, loads=True), "CanaryNotReady", "not ready 2100 s after it had a node"),
         (Behaviour(no_image=True), "CanaryNotReady", "not ready 300 s after it had a node"),
     ],
 )
