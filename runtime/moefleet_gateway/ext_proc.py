@@ -60,7 +60,7 @@ class _Process:
     """One request of a consumer. Its answer ends the stream, and that frees the request of this process: Envoy itself
     would keep the stream open as long as the answer runs, and reset the answer with it when the picker dies."""
 
-    __slots__ = ("_grpc_timeout", "_headers", "_inside_id", "_picker", "_stream", "_task", "_ticket")
+    __slots__ = ("_grpc_timeout", "_headers", "_inside_id", "_more", "_picker", "_stream", "_task", "_ticket")
 
     def __init__(self, picker: Picker, stream: Stream) -> None:
         self._picker = picker
@@ -68,6 +68,7 @@ class _Process:
         self._headers: dict[str, str] = {}
         self._grpc_timeout = ""
         self._inside_id = ""
+        self._more: tuple[tuple[str, str], ...] = ()
         self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -135,7 +136,7 @@ class _Process:
                 return
             self._later(self._abort_everywhere(asked, pick))
         else:
-            self._inside_id = asked.ask.engine_request_id
+            self._inside_id, self._more = asked.ask.engine_request_id, asked.headers
             answer = gateway.pick(asked.fleet, asked.ask, self._answer)
             if isinstance(answer, Ticket):
                 self._ticket = answer
@@ -149,11 +150,14 @@ class _Process:
     def _answer(self, answer: Pick | Refusal) -> None:
         if isinstance(answer, Refusal) and self._picker.refused is not None and self._inside_id:
             self._picker.refused(self._inside_id, answer)
-        out = immediate(answer) if isinstance(answer, Refusal) else routed(answer, self._grpc_timeout)
+        if isinstance(answer, Refusal):
+            out = immediate(answer)
+        else:
+            out = routed(answer, self._grpc_timeout, self._more)
         self._stream.end(out.SerializeToString())
 
 
-def routed(pick: Pick, grpc_timeout: str) -> Any:
+def routed(pick: Pick, grpc_timeout: str, more: tuple[tuple[str, str], ...] = ()) -> Any:
     """The headers that take the request to its replicas in order."""
     common = pb.CommonResponse(clear_route_cache=True)
     add = common.header_mutation.set_headers.add
@@ -162,6 +166,7 @@ def routed(pick: Pick, grpc_timeout: str) -> Any:
         (names.DESTINATION, ",".join(t.address for t in pick.targets)),
         (names.POD_UIDS, ",".join(t.uid for t in pick.targets)),
         (names.MODEL, pick.fleet.model),
+        *more,
     ]
     # Envoy counts the header from the arrival, so the time held is added.
     limit_s = pick.fleet.limits.stream_duration_s + STREAM_GRACE_S + pick.held_s

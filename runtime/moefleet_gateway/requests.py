@@ -30,6 +30,7 @@ class Read:
     fleet: Fleet
     ask: Ask
     abort_of: str = ""  # the request id that an Abort names
+    headers: tuple[tuple[str, str], ...] = ()  # what else the replica is told
 
 
 def read(path: str, headers: Mapping[str, str], body: bytes, models: ModelTable) -> Read | Refusal:

@@ -129,6 +129,19 @@ async def test_a_chat_is_the_prompt_of_its_own_template_and_says_its_usage(serve
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (len(prompt), 24)
 
 
+async def test_a_chat_that_names_no_length_gets_what_the_context_leaves(served: Served) -> None:
+    """SMG asks for 2,048 tokens then: here they do not fit, and nobody asked for them."""
+    long: list[Any] = [{"role": "user", "content": "Emma was. " * 800}]
+    answer = await served.client.chat.completions.create(
+        model="chat-model", messages=long, temperature=0, stop=["a", "e"]
+    )
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 4096 - 2048
+    assert answer.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="leaves"):
+        await served.client.chat.completions.create(model="chat-model", messages=long, max_tokens=2048)
+
+
 async def test_completions_take_one_prompt_or_several(served: Served) -> None:
     text = "It is a truth universally acknowledged, that a single man"
     prompt = TOKENIZER(text, add_special_tokens=False).input_ids
@@ -213,7 +226,8 @@ async def test_headers_of_clients_steer_nothing(served: Served) -> None:
     (seen,) = served.fake.seen
     assert seen.headers["x-moefleet-pod-uids"] == "fake-0"
     assert seen.headers["x-moefleet-cluster"] == "default/fake"
-    assert seen.request.request_id.startswith("mf.")
+    assert seen.request.request_id.startswith("mfo.")
+    assert seen.headers["x-moefleet-open-ended"] == "1"
     assert "authorization" not in seen.headers
 
 

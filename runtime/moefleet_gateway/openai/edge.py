@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from moefleet_gateway.ext_proc import KNOW_WAIT_S
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.openai.errors import RETRY_AFTER, immediate, seconds, set_header
 from moefleet_gateway.openai.ids import sign
@@ -21,9 +24,10 @@ from moefleet_gateway.openai.served import ServedModels
 from moefleet_gateway.picking.core import Ask, End, Pick, Ticket
 from moefleet_gateway.picking.facts import Fleet
 from moefleet_gateway.picking.models import ModelTable
-from moefleet_gateway.picking.refusals import Refusal, bad_request, unknown_model
+from moefleet_gateway.picking.refusals import Refusal, bad_request, starting, unknown_model
 from moefleet_gateway.streams import Call, Stream
 
+CHAT = "/v1/chat/completions"
 # Refused requests whose answer is still on its way out through SMG; each is there for milliseconds.
 REFUSALS_MAX = 10_000
 # From a fleet's first replica to its chats being served: a few megabytes of tokenizer, read by SMG.
@@ -60,13 +64,14 @@ class Edge:
 
 
 class _Process:
-    __slots__ = ("_edge", "_headers", "_id", "_stream", "_task", "_ticket")
+    __slots__ = ("_edge", "_headers", "_id", "_open_ended", "_stream", "_task", "_ticket")
 
     def __init__(self, edge: Edge, stream: Stream) -> None:
         self._edge = edge
         self._stream = stream
         self._headers: dict[str, str] = {}
         self._id = ""
+        self._open_ended = False
         self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,13 +86,12 @@ class _Process:
                     self._stream.send(_GO_ON)
             case "request_body":
                 body = request.request_body.body
-                fleet = asked_fleet(body, self._edge.gateway.core.models)
-                if isinstance(fleet, Refusal):
-                    self._refuse(fleet)
-                elif self._edge.served.has(fleet.key):
-                    self._let_in(fleet, retried=self._headers.get("x-stainless-retry-count", "0") != "0")
+                asked = read(body, self._edge.gateway.core.models)
+                unknown = isinstance(asked, Refusal) and asked.status == "NOT_FOUND"
+                if unknown and not self._edge.gateway.synced:
+                    self._later(self._when_known(body))
                 else:
-                    self._hold(fleet, len(body))
+                    self._asked(asked, len(body))
             case "response_headers":
                 self._answered(_pairs(request.response_headers.headers).get(":status", ""))
 
@@ -100,9 +104,34 @@ class _Process:
         if self._task is not None:
             self._task.cancel()
 
+    def _asked(self, asked: Asked | Refusal, body_bytes: int) -> None:
+        if isinstance(asked, Refusal):
+            self._refuse(asked)
+            return
+        # As SMG does without one; a length for completions is SMG's default of 16, as OpenAI's.
+        self._open_ended = asked.open_ended and self._headers.get(":path", "").startswith(CHAT)
+        if self._edge.served.has(asked.fleet.key):
+            self._let_in(asked.fleet, retried=self._headers.get("x-stainless-retry-count", "0") != "0")
+        else:
+            self._hold(asked.fleet, body_bytes)
+
+    async def _when_known(self, body: bytes) -> None:
+        """As for gRPC clients (ext_proc.py): 404 would be untrue, and final."""
+        try:
+            await asyncio.wait_for(self._edge.gateway.knows.wait(), KNOW_WAIT_S)
+        except TimeoutError:
+            self._refuse(starting(KNOW_WAIT_S))
+        else:
+            self._asked(read(body, self._edge.gateway.core.models), len(body))
+
+    def _later(self, answering: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.create_task(answering)
+        self._edge.tasks.add(self._task)
+        self._task.add_done_callback(self._edge.tasks.discard)
+
     def _let_in(self, fleet: Fleet, *, retried: bool) -> None:
         unique = self._headers.get("x-request-id", "").replace(".", "")
-        self._id = sign(self._edge.key, fleet.key, unique, retried)
+        self._id = sign(self._edge.key, fleet.key, unique, retried=retried, open_ended=self._open_ended)
         common = pb.CommonResponse()
         set_header(common.header_mutation, "x-request-id", self._id)
         out = pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
@@ -128,9 +157,7 @@ class _Process:
         # There is a replica. Its place is free again: the request takes one when SMG has made its prompt.
         unique = self._headers.get("x-request-id", "")
         self._edge.gateway.finish(End(unique, fleet.key, ok=False, failed=False))
-        self._task = asyncio.create_task(self._when_served(fleet))
-        self._edge.tasks.add(self._task)
-        self._task.add_done_callback(self._edge.tasks.discard)
+        self._later(self._when_served(fleet))
 
     async def _when_served(self, fleet: Fleet) -> None:
         if await self._edge.served.wait(fleet.key, TOKENIZER_WAIT_S):
@@ -160,8 +187,14 @@ class _Process:
         self._stream.end(immediate(refusal).SerializeToString())
 
 
-def asked_fleet(body: bytes, models: ModelTable) -> Fleet | Refusal:
-    """The fleet of the body's `model`."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    fleet: Fleet
+    open_ended: bool  # no length is named
+
+
+def read(body: bytes, models: ModelTable) -> Asked | Refusal:
+    """The fleet of the body's `model`, and what SMG would lose of the rest."""
     try:
         asked: Any = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -173,7 +206,10 @@ def asked_fleet(body: bytes, models: ModelTable) -> Fleet | Refusal:
     if asked.get("logit_bias"):
         # SMG has no place for it in what it sends, and leaves it out without a word.
         return bad_request("logit_bias", "is not served here; InferenceService takes it")
-    return models.find(model) or unknown_model(model, models.names())
+    fleet = models.find(model)
+    if fleet is None:
+        return unknown_model(model, models.names())
+    return Asked(fleet, all(asked.get(name) is None for name in ("max_tokens", "max_completion_tokens")))
 
 
 def _pairs(headers: Any) -> dict[str, str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from google.protobuf.message import DecodeError
 from smg_grpc_proto.generated import trtllm_service_pb2
 
+from moefleet_gateway import headers as names
 from moefleet_gateway import methods
 from moefleet_gateway.openai.ids import mark, verify
 from moefleet_gateway.picking.core import Ask
 from moefleet_gateway.picking.facts import Fleet
 from moefleet_gateway.picking.models import ModelTable
-from moefleet_gateway.picking.refusals import Refusal, bad_request
+from moefleet_gateway.picking.refusals import Refusal, bad_request, unknown_fleet
 from moefleet_gateway.requests import Read, trtllm_generate, unframe
 
 NOT_OURS = Refusal(
@@ -44,13 +46,20 @@ class Reader:
         except DecodeError:
             return bad_request("message", f"not a valid request of {path}")
         signed = verify(self._key, request.request_id)
-        fleet = _fleet(signed.fleet, models) if signed is not None else None
-        if signed is None or fleet is None:
+        if signed is None:
             return NOT_OURS
+        fleet = _fleet(signed.fleet, models)
+        if fleet is None:
+            return unknown_fleet(
+                "of this id, which was here when the request began", tuple(sorted(models.by_key))
+            )
         request_id = headers.get("x-request-id", "")
         if path == methods.TRTLLM_ABORT:
             return Read(fleet, Ask(request_id, kind="info"), abort_of=request.request_id)
-        return trtllm_generate(request, fleet, request_id, signed.retried)
+        found = trtllm_generate(request, fleet, request_id, signed.retried)
+        if isinstance(found, Refusal) or not signed.open_ended:
+            return found
+        return replace(found, ask=replace(found.ask, max_tokens=None), headers=((names.OPEN_ENDED, "1"),))
 
     def edge_id(self, engine_request_id: str) -> str:
         """The id at the edge of a request that was read here; empty when it is none of ours."""

@@ -25,7 +25,7 @@ from moefleet_gateway.bootstrap import (
     router,
 )
 from moefleet_gateway.openai import facade
-from moefleet_gateway.openai.edge import COME_AGAIN_S, TOKENIZER_WAIT_S
+from moefleet_gateway.openai.edge import CHAT, COME_AGAIN_S, TOKENIZER_WAIT_S
 from moefleet_gateway.openai.errors import RETRY_AFTER, error_json, seconds
 from moefleet_gateway.settings import ENVOY_BUFFER_BYTES, OpenAI, Settings
 
@@ -33,7 +33,7 @@ SMG_CLUSTER = "smg"
 EDGE_CLUSTER = "picker-edge"
 INNER_PICKS_CLUSTER = "picker-inner-picks"
 # The paths that are open, and nothing beside them: SMG's control interface is on the same port.
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+COMPLETIONS = (CHAT, "/v1/completions")
 MODELS = "/v1/models"
 # A body of a few megabytes over a slow line; a client that sends nothing must not hold a buffer for ever.
 BODY_TIMEOUT = "60s"

@@ -38,6 +38,8 @@ from moefleet_runtime.serving.problems import (
 from moefleet_runtime.serving.stopping import AnswerText
 from moefleet_runtime.serving.tokenizer_bundle import Bundle, NoTokenizerError, make_bundle
 
+# From the gateway's OpenAI edge: max_tokens is not the client's word, so there is none (0015).
+OPEN_ENDED_HEADER: Final = "x-moefleet-open-ended"
 _FINISH = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 
 
@@ -58,11 +60,12 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
             if self._served.limits is None:
                 raise refusal("not-serving", "this replica has not loaded its model yet")
             limits = self._served.limits
-            asked = _asked(request, limits)
+            open_ended = (OPEN_ENDED_HEADER, "1") in (context.invocation_metadata() or ())
+            asked, max_tokens = _asked(request, limits, None if open_ended else request.max_tokens)
             engine_request = asked.request(
                 self._generation.new_request_id(),
                 tuple(request.tokenized.input_token_ids),
-                request.max_tokens,
+                max_tokens,
                 cache_salt=str(request.cache_salt_id) if request.HasField("cache_salt_id") else "",
                 deadline_s=deadline_of(context),
             )
@@ -200,8 +203,9 @@ _NAMES: Final = {
 }
 
 
-def _asked(request: Any, limits: checks.ModelLimits) -> Asked:
-    """Raises one INVALID_ARGUMENT with a violation for everything that is wrong."""
+def _asked(request: Any, limits: checks.ModelLimits, wanted: int | None) -> tuple[Asked, int]:
+    """And the most tokens of the answer; `wanted`: None leaves it to us. Raises one INVALID_ARGUMENT with a violation for
+    everything that is wrong."""
     sampling, output = request.sampling_config, request.output_config
     # As TensorRT-LLM: greedy unless one of the three is given, and then temperature 1 unless given.
     sampled = any(sampling.HasField(name) for name in ("temperature", "top_k", "top_p"))
@@ -227,13 +231,14 @@ def _asked(request: Any, limits: checks.ModelLimits) -> Asked:
     wrong = checks.check_names(request.request_id)
     wrong += checks.check_prompt(limits, prompt, "tokenized.input_token_ids")
     wrong += _unsupported(request)
+    max_tokens = 0
     if not wrong:
-        wrong += checks.max_tokens_for(limits, len(prompt), request.max_tokens, "max_tokens")[1]
-        wrong += check_min_tokens(asked, request.max_tokens, _NAMES["min_tokens"]) if not wrong else []
+        max_tokens, wrong = checks.max_tokens_for(limits, len(prompt), wanted, "max_tokens")
+        wrong += check_min_tokens(asked, max_tokens, _NAMES["min_tokens"]) if not wrong else []
     wrong += check_asked(asked, limits, _NAMES)
     if wrong:
         raise invalid(*wrong)
-    return asked
+    return asked, max_tokens
 
 
 def _guide(guided: Any) -> Guide | None:

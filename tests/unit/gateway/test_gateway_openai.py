@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moefleet_gateway import methods
 from moefleet_gateway.bootstrap import bootstrap
-from moefleet_gateway.openai.edge import asked_fleet
+from moefleet_gateway.openai.edge import Asked, read
 from moefleet_gateway.openai.errors import immediate, seconds
 from moefleet_gateway.openai.ids import mark, sign, verify
-from moefleet_gateway.openai.inner import NOT_OURS, Reader
+from moefleet_gateway.openai.inner import Reader
 from moefleet_gateway.openai.listeners import add_openai
 from moefleet_gateway.openai.tokenizers import BUNDLE_MAX_BYTES, FILES_MAX, BundleError, Store, unpack
 from moefleet_gateway.picking.facts import Fleet
@@ -50,23 +50,25 @@ MODELS = ModelTable([CHAT, OTHER])
     fleet=st.text(max_size=104),
     unique=st.text("0123456789abcdef-", max_size=60),
     retried=st.booleans(),
+    open_ended=st.booleans(),
     added=st.sampled_from(["", "-0191f3c2", "-p12-0191f3c2-aaaa"]),
 )
 def test_an_id_is_found_again_in_what_smg_makes_of_it(
-    fleet: str, unique: str, retried: bool, added: str
+    fleet: str, unique: str, retried: bool, open_ended: bool, added: str
 ) -> None:
-    edge_id = sign(KEY, fleet, unique, retried)
+    edge_id = sign(KEY, fleet, unique, retried=retried, open_ended=open_ended)
     assert len(edge_id) <= 128
     assert edge_id.isascii()
     signed = verify(KEY, edge_id + added)
     assert signed is not None
-    assert (signed.fleet, signed.retried, signed.edge_id) == (mark(fleet), retried, edge_id)
+    assert (signed.fleet, signed.retried, signed.open_ended) == (mark(fleet), retried, open_ended)
+    assert signed.edge_id == edge_id
     assert verify(b"another pod's key", edge_id + added) is None
 
 
 @given(st.data())
 def test_an_id_with_one_character_changed_is_nobodys(data: st.DataObject) -> None:
-    edge_id = sign(KEY, "team/chat", "6f1c", False)
+    edge_id = sign(KEY, "team/chat", "6f1c")
     at = data.draw(st.integers(0, len(edge_id) - 1))
     other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != edge_id[at]))
     assert verify(KEY, edge_id[:at] + other + edge_id[at + 1 :]) is None
@@ -88,19 +90,24 @@ def frame(message: bytes) -> bytes:
 
 def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_else() -> None:
     reader = Reader(KEY)
-    engine_id = sign(KEY, CHAT.key, "6f1c", True) + "-0191"
+    engine_id = sign(KEY, CHAT.key, "6f1c", retried=True) + "-0191"
     tokens = trt.TokenizedInput(input_token_ids=[1, 2, 3])
     request = trt.GenerateRequest(request_id=engine_id, tokenized=tokens, max_tokens=5)
     headers = {"x-request-id": "envoy's"}
-    read = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
-    assert isinstance(read, Read)
-    assert read.fleet is CHAT
-    assert (read.ask.request_id, read.ask.engine_request_id) == ("envoy's", engine_id)
-    assert (read.ask.ids, read.ask.max_tokens, read.ask.retried) == (3, 5, True)
+    found = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
+    assert isinstance(found, Read)
+    assert found.fleet is CHAT
+    assert (found.ask.request_id, found.ask.engine_request_id) == ("envoy's", engine_id)
+    assert (found.ask.ids, found.ask.max_tokens, found.ask.retried) == (3, 5, True)
+    assert found.headers == ()
+    request.request_id = sign(KEY, CHAT.key, "6f1c", open_ended=True) + "-0191"
+    found = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
+    assert isinstance(found, Read)
+    assert (found.ask.max_tokens, found.headers) == (None, (("x-moefleet-open-ended", "1"),))
     abort = trt.AbortRequest(request_id=engine_id)
-    read = reader(methods.TRTLLM_ABORT, headers, frame(abort.SerializeToString()), MODELS)
-    assert isinstance(read, Read)
-    assert (read.fleet, read.abort_of) == (CHAT, engine_id)
+    found = reader(methods.TRTLLM_ABORT, headers, frame(abort.SerializeToString()), MODELS)
+    assert isinstance(found, Read)
+    assert (found.fleet, found.abort_of) == (CHAT, engine_id)
     for path, message, wanted in (
         (
             methods.TRTLLM_GENERATE,
@@ -117,7 +124,8 @@ def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_el
     assert isinstance(bad, Refusal)
     assert bad.status == "INVALID_ARGUMENT"
     gone = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), ModelTable([OTHER]))
-    assert gone is NOT_OURS
+    assert isinstance(gone, Refusal)
+    assert gone.status == "NOT_FOUND"  # which waits in a picker that has just begun
 
 
 # --- what clients send ---
@@ -129,11 +137,16 @@ def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_el
         (b'{"model": "chat-model"}', CHAT),
         (b'{"model": "team/chat-model", "messages": []}', CHAT),
         (b'{"model": "b/chat-model"}', OTHER),
+        (b'{"model": "chat-model", "max_tokens": 5}', CHAT),
+        (b'{"model": "chat-model", "max_completion_tokens": 5, "x": null}', CHAT),
         (b'{"model": "chat-model", "logit_bias": {}, "seed": 3}', CHAT),
     ],
 )
 def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
-    assert asked_fleet(body, MODELS) is fleet
+    asked = read(body, MODELS)
+    assert isinstance(asked, Asked)
+    assert asked.fleet is fleet
+    assert asked.open_ended == (b"max" not in body)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +166,7 @@ def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
 def test_wrong_bodies_are_refused_in_openais_words(
     body: bytes, status: int, param: str | None, words: str
 ) -> None:
-    refusal = asked_fleet(body, MODELS)
+    refusal = read(body, MODELS)
     assert isinstance(refusal, Refusal)
     answer = immediate(refusal).immediate_response
     assert answer.status.code == status
@@ -174,13 +187,13 @@ def test_wrong_bodies_are_refused_in_openais_words(
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_whatever_comes_is_a_fleet_or_a_refusal_that_clients_can_read(body: bytes) -> None:
-    found = asked_fleet(body, MODELS)
+    found = read(body, MODELS)
     if isinstance(found, Refusal):
         answer = immediate(found).immediate_response
         assert answer.status.code in (400, 404)
         assert json.loads(answer.body)["error"]["message"]
     else:
-        assert found in (CHAT, OTHER)
+        assert found.fleet in (CHAT, OTHER)
 
 
 def test_a_refusal_says_when_to_come_again() -> None:
