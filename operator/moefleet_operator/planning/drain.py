@@ -23,8 +23,9 @@ WITHDRAW_WAIT_S = 5.0
 GRACE_AFTER_DEADLINE_S = 30
 # Clocks of nodes, API servers and operators may differ by so much without anything being wrong.
 CLOCK_SLACK_S = 30.0
-# What a replica says of its oldest stream is this old at most.
-LOAD_AGE_MAX_S = 60.0
+# What a replica says of its oldest stream is this old at most. Not more than the grace below: a clock that is wrong by less
+# than this is not noticed, and what it takes from a stream the grace has to give back.
+LOAD_AGE_MAX_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
