@@ -181,6 +181,9 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
     lead_s = take("lead_s")
     source = str(left.pop("headroom_source", ""))
     said.append(("forecast", f"{forecast:.2f} replicas over the longer windows"))
+    more, skill = take("season_ratio"), take("season_skill")
+    if more > 0:
+        said.append(("hour of the day", f"adds {100 * more:.0f} %: knowing other days has spared {100 * skill:.0f} % of the forecast's loss of late"))  # fmt: skip
     if (level := take("level")) > forecast:
         said.append(
             (
@@ -197,10 +200,12 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
     )
     allowed, balance = take("allowed_share"), take("budget_balance")
     if allowed > 0:
-        # Half a day is the law's own unit of what may be missed.
-        spent = f"{balance:.2f} half days of it are unspent" if balance >= 0 else f"overdrawn by {-balance:.2f} half days of it"  # fmt: skip
         said.append(
-            ("misses allowed", f"{100 * allowed:.3g} % of requests are left out by the headroom; {spent}")
+            (
+                "misses allowed",
+                f"{100 * allowed:.3g} % of requests are left out by the headroom;"
+                f" {100 * max(balance, 0.0):.0f} % of what may be saved up is unspent",
+            )
         )
     if (backlog := take("backlog")) > 0:
         said.append(("backlog", f"{backlog:.2f} replicas, so that what waits is gone in time"))

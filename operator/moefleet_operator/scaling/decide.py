@@ -12,9 +12,10 @@ import math
 from dataclasses import dataclass, replace
 
 from moefleet_operator.scaling.asleep import called, may_sleep, woken
+from moefleet_operator.scaling.headroom import due, settled
 from moefleet_operator.scaling.headroom import observed as surprised
-from moefleet_operator.scaling.headroom import settled
 from moefleet_operator.scaling.law import MAX_DECODE_WINDOW_S, TPOT_SHARE, forecast_window_s, need
+from moefleet_operator.scaling.season import compared, seen
 from moefleet_operator.scaling.state import MAX_FLAPS, State, observed, window, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
@@ -52,7 +53,9 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
         remembered = replace(remembered, since_s=now, found_target=found_target)
     remembered = _called(observed(remembered, sample, now), sample, now)
     remembered = woken(remembered, sample, dead_after_s(sample.supply), now)
-    lead_s = cold_start_quantile_s(sample.supply, 0.9) + TICK_S
+    # The middle one: a fleet that grows by several is helped by most of them by then, and the slow end (p90 is twice the median when
+    # one start in ten fails) made it look further ahead than anybody can see.
+    lead_s = cold_start_quantile_s(sample.supply, 0.5) + TICK_S
     terms = Terms(lead_s=lead_s, hold_s=hold_s(sample.supply))
     policy = sample.policy
 
@@ -84,7 +87,7 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
 
 
 def hold_s(supply: Supply) -> float:
-    return max(MIN_HOLD_S, HOLD_SHARE * cold_start_quantile_s(supply, 0.9))
+    return max(MIN_HOLD_S, HOLD_SHARE * cold_start_quantile_s(supply, 0.5))
 
 
 def cold_start_quantile_s(supply: Supply, share: float) -> float:
@@ -309,12 +312,19 @@ def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
     weight = terms.arrival_rps / mean_rps if mean_rps > 0 else 1.0
     # Kept as the height and its time, so that a tick that brings nothing new changes nothing.
     level = state.level if terms.level > terms.forecast else (terms.forecast, now)
+    surprises = surprised(
+        state.surprises, terms.arriving, terms.forecast, lead_s=terms.lead_s, weight=weight, now=now
+    )
+    season = seen(state.season, terms.forecast, now)
+    then = due(state.surprises, terms.lead_s, now) if surprises is not state.surprises else None
+    if then is not None:
+        kept_free = math.log1p(terms.headroom_ratio)
+        season = compared(season, terms.arriving, then, headroom=kept_free, lead_s=terms.lead_s, now=now)
     return replace(
         state,
         level=level,
-        surprises=surprised(
-            state.surprises, terms.arriving, terms.forecast, lead_s=terms.lead_s, weight=weight, now=now
-        ),
+        season=season,
+        surprises=surprises,
         budget=budget,
         last_attained=sample.attained or state.last_attained,
     )
@@ -373,6 +383,8 @@ def sentence(sample: Sample, terms: Terms, why: str) -> str:
         )
     if terms.forecast >= 0.005:
         said.append(f", forecast {terms.forecast:.2f}")
+    if terms.season_ratio >= 0.005:
+        said.append(f", {_percent(terms.season_ratio)} more at this hour of other days")
     said.append(f", each carries {terms.capacity_rps:.3g} requests/s (limit {terms.bound})")
     said.append(f", headroom {_percent(terms.headroom_ratio)}")
     if terms.backlog > 0:

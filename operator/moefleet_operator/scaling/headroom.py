@@ -6,9 +6,9 @@ Two memories, both small and both pure:
   weighted by requests and with a half-life. Headroom is the quantile of it that leaves out the allowed share of misses. Beyond
   90 % the tail is taken as exponential (peaks over threshold): four hours hold some hundred independent leads, so the plain
   99 % quantile would be the second largest of them.
-- `Budget`: misses that the objective allowed less those that happened, in half days of traffic. Unspent budget raises the share
-  that headroom leaves out, a spent one lowers it. It is an integrator, so that fleets end up at what their owner asked for
-  whatever the law's model of misses gets wrong; it is bounded, so that a quiet week pays for no bad day.
+- `Budget`: misses that the objective allowed less those that happened, in days of traffic. Unspent budget raises the
+  share that headroom leaves out, misses take that back. It is an integrator, so that fleets end up at what their owner asked for
+  whatever the law's model of misses gets wrong; it is bounded, so that a quiet week pays for no bad day, nor a bad day for a week.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from moefleet_operator.scaling.types import Attained
 BIN = 0.05
 LOWEST = -0.6
 BINS = 48
-# Recent hours count: traffic of one pool has calm and restless halves of a day.
-HALF_LIFE_S = 4 * 3600.0
+# Most of a day counts: four hours hold too few independent leads, and what is loud or calm for hours is left to the budget below.
+HALF_LIFE_S = 16 * 3600.0
 # One residual in 15 s: neighbours are alike anyway, and the ring of forecasts has to span a cold start.
 STEP_S = 15.0
 # Forecasts that wait to be compared, at most; a longer lead makes them sparser.
@@ -43,19 +43,18 @@ MAX_HEADROOM = math.log(2.0)
 # Requests of one sample count at most so many times the mean: one burst is one event.
 MAX_WEIGHT = 4.0
 
-# What may be missed is planned to this share. The balance below may end overdrawn by its bound of half a day, which on two
-# days of traffic is a quarter: 0.8 * 1.25 = 1.
-AIM = 0.8
-BUDGET_SPAN_S = 12 * 3600.0
-# Bounds of the balance, in spans: half a day may be saved up, and two days of overdraft are remembered.
+# What may be missed is planned to this share: no planning hits a surge that nobody saw, and the rest pays for those.
+AIM = 0.6
+# The balance is full after a bit more than so long without a miss. Faster swings, and what is saved in calm hours is lost twice in
+# the next surge.
+BUDGET_SPAN_S = 24 * 3600.0
+# Bounds, in spans. No overdraft is remembered: what was missed is missed. The plain quantile misses a tenth of what the objective
+# allows (work above capacity is no miss yet, replicas are whole), so a fleet that pays back at that price buys hours of replicas
+# that nobody needs: 1.75 times the work were kept for ten hours after one bad one.
 MAX_BALANCE = 1.0
-MIN_BALANCE = -4.0
-# A full balance lets e^3 times the share be left out, and a third of it comes with each four hours without a miss: slow against a
-# cold start, so that nothing swings. Swinging costs: 4 and 0.5 below lost 13 % of GPU-hours against 3 and 0.25 on one pair of days.
+MIN_BALANCE = 0.0
+# A full balance lets e^3 times the share be left out.
 GAIN = 3.0
-# An overdraft is paid back at the objective's own share, not at a smaller one: what was missed is missed, the plain quantile misses
-# less than the objective allows, and the far tail of a memory that has just seen a surge is the dearest headroom there is.
-MAX_PENALTY = 1.0
 # Leaving out more than a quarter is no headroom any more: whole numbers, the margin and the hold are all that is left.
 MAX_SHARE = 0.25
 
@@ -72,7 +71,7 @@ class Surprises:
 @dataclass(frozen=True, slots=True)
 class Budget:
     at_s: float = 0.0
-    # Spans of traffic whose allowance is unspent; negative: overdrawn.
+    # Spans of traffic whose allowance is unspent.
     balance: float = 0.0
     # Requests and seconds, fading over a span: their ratio is the mean rate that a span is measured by.
     requests: float = 0.0
@@ -102,6 +101,12 @@ def observed(
             faded[at] += min(max(weight, 0.0), MAX_WEIGHT)
             return Surprises(now, tuple(faded), (*kept, (now, forecast)))
     return replace(memory, forecasts=(*kept, (now, forecast)))
+
+
+def due(memory: Surprises, lead_s: float, now: float) -> float | None:
+    """The forecast (replicas) of one lead ago, whose time is now; None: nobody made one then."""
+    then = [f for f in memory.forecasts if f[0] <= now - lead_s]
+    return then[-1][1] if then and now - then[-1][0] <= 1.5 * lead_s + STEP_S else None
 
 
 def headroom(memory: Surprises, share: float) -> float:
@@ -152,8 +157,9 @@ def settled(
 
 def allowed_share(budget: Budget, objective: float) -> float:
     """Of the requests, those that headroom may leave out."""
-    factor = max(math.exp(GAIN * min(budget.balance, MAX_BALANCE)), MAX_PENALTY)
-    return min(max((1.0 - objective) * factor, MIN_SHARE), MAX_SHARE)
+    # A state of an older release may come with a balance below.
+    balance = min(max(budget.balance, MIN_BALANCE), MAX_BALANCE)
+    return min(max((1.0 - objective) * math.exp(GAIN * balance), MIN_SHARE), MAX_SHARE)
 
 
 def _prior() -> tuple[float, ...]:

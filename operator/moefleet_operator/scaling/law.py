@@ -15,6 +15,7 @@ from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
 from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
 
 from moefleet_operator.scaling.headroom import allowed_share, headroom
+from moefleet_operator.scaling.season import LEAST_SKILL, lift, skill
 from moefleet_operator.scaling.state import Bucket, Drift, State, window
 from moefleet_operator.scaling.types import Sample, Terms
 
@@ -25,9 +26,9 @@ PREFILL_WINDOW_S = 30.0
 MAX_DECODE_WINDOW_S = 180.0
 # Window of the forecast. What comes and goes within a cold start (tens of seconds to two minutes on production curves) cannot be
 # followed, only be covered; a window of about one cold start sees the level behind it. A fleet that starts in seconds can follow a
-# minute; beyond four minutes a longer window only lags.
+# minute; beyond five minutes a longer window only lags.
 MIN_FORECAST_WINDOW_S = 60.0
-MAX_FORECAST_WINDOW_S = 240.0
+MAX_FORECAST_WINDOW_S = 300.0
 # Demand is believed to fall by half in so many leads (an hour at 425 s), not faster. What vanishes within minutes (a client's
 # outage, a deployment) comes back within minutes, and a cold start is too late then; a fleet that starts in seconds has little to
 # fear. This floor has no headroom, so that it does not bind otherwise.
@@ -134,10 +135,12 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     # Served counts saturate and forecasts lag; when requests already wait for half their time, the short window counts too.
     share = allowed_share(state.budget, sample.policy.attainment)
     factor = math.exp(headroom(state.surprises, share))
+    season_skill = skill(state.season)
+    season = math.exp(lift(state.season, lead_s, now)) if season_skill > LEAST_SKILL else 1.0
     # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
     surge = rate(SURGE_WINDOW_S) / x
     level = max(forecast, level_now(state, lead_s, now))
-    work = max(forecast * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
+    work = max(forecast * season * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
     total = max(work, kv) + backlog
     drift = drifted(state.drift, sample.step_time_ratio, total, now)
     off = drift.ticks >= DRIFT_TICKS
@@ -150,6 +153,8 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             arriving_prefill=arriving_prefill,
             forecast=forecast,
             level=level,
+            season_ratio=season - 1.0,
+            season_skill=season_skill,
             headroom_ratio=factor - 1.0,
             allowed_share=share,
             budget_balance=state.budget.balance,

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from moefleet_operator.scaling.headroom import BINS, Budget, Surprises
+from moefleet_operator.scaling.season import SLOTS, Season
 from moefleet_operator.scaling.types import Attained, DemandPoint, DemandTotals, Sample, ServedTotals
 
 STATE_VERSION = 2
@@ -129,6 +130,7 @@ class State:
     drift: Drift = field(default_factory=Drift)
     # When replicas were started soon after one was taken down, oldest first.
     flaps: tuple[float, ...] = ()
+    season: Season = field(default_factory=Season)
 
     def to_json(self) -> str:
         data = {
@@ -170,6 +172,7 @@ class State:
             "warm": None if self.warm_hit is None else _short(self.warm_hit, 4),
             "drift": [self.drift.ticks, round(self.drift.at_s, 1), _short(self.drift.good)],
             "flaps": [round(at_s, 1) for at_s in self.flaps],
+            "season": _season_json(self.season),
         }
         return json.dumps(data, separators=(",", ":"))
 
@@ -204,6 +207,7 @@ class State:
                 warm_hit=None if data.get("warm") is None else float(data["warm"]),
                 drift=_drift(*data.get("drift", (0, 0.0, 0.0))),
                 flaps=tuple(map(float, data.get("flaps", ()))),
+                season=_season(data.get("season")),
             )
         except (ValueError, TypeError, KeyError):
             return None
@@ -236,6 +240,7 @@ def shifted(state: State, by_s: float) -> State:
         gap_end_s=moved(state.gap_end_s),
         drift=replace(state.drift, at_s=moved(state.drift.at_s)),
         flaps=tuple(map(moved, state.flaps)),
+        season=replace(state.season, at_s=moved(state.season.at_s)),
     )
 
 
@@ -425,6 +430,33 @@ def _sight(data: Any) -> Sight | None:
         DemandTotals(*map(float, demand)),
         None if served is None else ServedTotals(*map(float, served)),
         int(queue),
+    )
+
+
+def _season_json(season: Season) -> list[Any]:
+    # A thousandth of a logarithm is a tenth of a percent.
+    profile = [None if x is None else _short(round(x, 3)) for x in season.profile]
+    sums = (season.plain, season.seasonal, season.lifted, season.compared_s)
+    return [
+        season.slot,
+        _short(season.total),
+        season.count,
+        profile,
+        *map(_short, sums),
+        round(season.at_s, 1),
+    ]
+
+
+def _season(data: Any) -> Season:
+    if data is None:
+        return Season()
+    slot, total, count, profile, *sums, at_s = data
+    if len(profile) not in (0, SLOTS):
+        raise ValueError(f"season.profile: wanted {SLOTS}, found {len(profile)}")
+    known = tuple(None if x is None else float(x) for x in profile)
+    plain, seasonal, lifted, compared_s = map(float, sums)
+    return Season(
+        int(slot), float(total), int(count), known, plain, seasonal, lifted, compared_s, float(at_s)
     )
 
 

@@ -198,9 +198,13 @@ class Terms:
     forecast: float = 0.0
     # The highest forecast of late, halved every hour: what is kept when demand falls faster than that.
     level: float = 0.0
+    # What the hour of the day adds to the forecast, as a share of it; 0 unless it has skill.
+    season_ratio: float = 0.0
+    # Share of the forecast's loss that the hour of the day would spare, over about the last day.
+    season_skill: float = 0.0
     # Share of the forecast kept free for what comes during a cold start.
     headroom_ratio: float = 0.0
-    # Of the requests, those that headroom leaves out, and half days of allowed misses that are unspent (negative: overdrawn).
+    # Of the requests, those that headroom leaves out, and days of allowed misses that are unspent.
     allowed_share: float = 0.0
     budget_balance: float = 0.0
     backlog: float = 0.0

@@ -66,14 +66,14 @@ def test_all_that_the_operator_says_today_has_words_of_its_own() -> None:
     said = dict(sentences({name: value or 1 for name, value in TERMS.items()}))
     words = {
         "arriving work", "capacity", "forecast", "level", "headroom", "misses allowed", "backlog", "KV caches", "need", "failed starts", "hold", "bypass",
-        "cold caches", "step model", "flaps",
+        "cold caches", "step model", "flaps", "hour of the day",
     }  # fmt: skip
     assert set(said) <= words
 
 
 @pytest.mark.parametrize(
     ("balance", "wanted"),
-    [(0.4, "0.40 half days of it are unspent"), (-1.5, "overdrawn by 1.50 half days of it")],
+    [(0.4, "40 % of what may be saved up is unspent"), (0.0, "0 % of what may be saved up is unspent")],
 )
 def test_the_budget_of_misses_is_told(balance: float, wanted: str) -> None:
     said = dict(sentences(TERMS | {"allowed_share": 0.0125, "budget_balance": balance}))

@@ -365,7 +365,7 @@ def test_a_fleet_with_a_long_stream_does_not_sleep():
 
 @pytest.mark.parametrize(
     ("cold_starts_s", "hold_s"),
-    [((), 180.0), ((5.0,), 30.0), ((240.0,) * 3, 180.0), ((60.0,) * 8 + (400.0,) * 2, 300.0)],
+    [((), 180.0), ((5.0,), 30.0), ((240.0,) * 3, 180.0), ((60.0,) * 2 + (400.0,) * 8, 300.0)],
 )
 def test_the_hold_follows_the_measured_cold_start(cold_starts_s, hold_s):
     decision = Fleet(cold_starts_s=cold_starts_s).tick()

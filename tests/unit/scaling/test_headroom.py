@@ -57,7 +57,7 @@ def noise(spread, seconds, seed=1):
         ("a day of noise of 15 %: what a normal tail says, 0.35", noise(0.15, DAY_S), 0.31, 0.43),
         ("a day of noise of 30 %: twice that", noise(0.3, DAY_S), 0.6, MAX_HEADROOM),
         ("an hour of 30 % weighs as much as the prior", noise(0.3, HOUR_S), 0.35, 0.65),
-        ("a restless day, then a calm one: forgotten", noise(0.3, DAY_S) + [1.0] * 5760, 0.0, 0.15),
+        ("a restless day, then two calm ones: forgotten", noise(0.3, DAY_S) + [1.0] * 11520, 0.0, 0.15),
         ("one surge of five minutes in a calm day is no headroom", [1.0] * 5000 + [2.0] * 20 + [1.0] * 60, 0.0, 0.15),
         ("demand that falls all the time needs none", [0.6] * 5760, 0.0, 0.05),
     ],
@@ -96,13 +96,13 @@ def spend(budget, hours, miss_share, rps=100.0, objective=0.99):
     ("story", "hours", "miss_share", "balance"),
     [
         ("just what is aimed at: nothing is saved or owed", 24, 0.01 * AIM, 0.0),
-        ("six hours without a miss: half of a span is saved", 6, 0.0, 0.5),
-        ("a week without a miss is worth one span, no more", 7 * 24, 0.0, 1.0),
-        ("an hour in which a twelfth is missed costs a bit less than a span", 1, 0.08, -0.75),
-        ("an outage of a day is remembered for two", 24, 1.0, -4.0),
+        ("half a day without a miss: half of what may be saved up", 12, 0.0, 0.5),
+        ("a week without a miss is worth a day, no more", 7 * 24, 0.0, 1.0),
+        ("an hour in which a twelfth is missed spends all that there was", 1, 0.08, 0.0),
+        ("an outage of a day is not paid back by days of replicas that nobody needs", 24, 1.0, 0.0),
     ],
 )
-def test_the_budget_in_half_days_of_allowed_misses(story, hours, miss_share, balance):
+def test_the_budget_in_days_of_allowed_misses(story, hours, miss_share, balance):
     # A day of traffic before, so that the mean rate is known.
     known = replace(spend(Budget(), 24, 0.01 * AIM))
     assert spend(known, hours, miss_share).balance == pytest.approx(balance, abs=0.03), story
@@ -120,8 +120,8 @@ def test_unspent_budget_lowers_headroom_and_a_spent_one_takes_that_back():
     memory = learnt(noise(0.15, DAY_S))
     rooms = [headroom(memory, allowed_share(Budget(balance=b), 0.99)) for b in (-4.0, -0.5, 0.0, 0.5, 1.0)]
     assert rooms == sorted(rooms, reverse=True)
-    # Never stricter than the objective.
-    assert rooms[0] == rooms[1] == rooms[2] == headroom(memory, 0.01)
+    # Never stricter than the objective, also with a balance that an older release left.
+    assert rooms[:3] == pytest.approx([headroom(memory, 0.01)] * 3)
     assert rooms[-1] < rooms[2] / 2
 
 
