@@ -105,7 +105,7 @@ def refusal(
         grpc.StatusCode.UNAVAILABLE,
         refused.upper().replace("-", "_"),
         text,
-        metadata=metadata,
+        metadata={"safeToRetry": "true", "generatedTokens": "0", **metadata},
         retry_after_s=retry_after_s,
         refused=refused,
     )
