@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moefleet_perf.prefixes import token_marks
 from moefleet_runtime.engine.base import EngineRequest, Finish, StartFailed
 from moefleet_runtime.engine.tensorrt_llm import environment
 from moefleet_runtime.engine.tensorrt_llm.answers import Answer
@@ -369,9 +370,23 @@ def test_kv_events_are_read_when_they_are_asked_for(made: Any) -> None:
     )
     with installed():
         rig = Rig(replace(made, arguments=args), patience_s=5)
-        rig.ask(rig.prompt(100), 4)
+        prompt = rig.prompt(100)
+        rig.ask(prompt, 4)
         until(lambda: rig.engine.cache.stored_total == 3)
         assert len(rig.engine.cache.blocks[0]) == 3
+        # 96 of the 100 tokens, as pickers name them; a second drain has nothing new.
+        told, again = rig.engine.prefix_changes(), rig.engine.prefix_changes()
+        assert told.stored == token_marks(prompt)
+        assert len(told.stored) == 3
+        assert not again
+        rig.engine.stop()
+
+
+def test_without_kv_events_nobody_is_told_what_would_never_be_taken_back(made: Any) -> None:
+    with installed():
+        rig = Rig(made, patience_s=5)
+        rig.ask(rig.prompt(100), 4)
+        assert rig.engine.prefix_changes() is None
         rig.engine.stop()
 
 
