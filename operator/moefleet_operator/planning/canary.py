@@ -94,6 +94,11 @@ def baseline(observed: Observed) -> list[Replica]:
 
 def _broken(observed: Observed, ours: Sequence[Replica], now: float) -> Opinion | None:
     """Why it will never serve, or until when it may try; None: there is no replica of it."""
+    refused = observed.refused.get("create")
+    made = f"{observed.fleet.name}-{observed.revision}-"
+    if refused is not None and refused.reason == reasons.POD_REFUSED and made in refused.message:
+        # The same pod is refused again; and the place of what may be made must not be kept for it.
+        return Opinion("refused", reasons.POD_REFUSED, refused.message)
     ended = [r for r in ours if r.pod.finished and _is_own_fault(r)]
     if len(ended) >= CRASHES_MAX:
         last = max(ended, key=lambda r: r.pod.created_at)

@@ -61,6 +61,8 @@ class Behaviour:
     tpot_s: float = 0.05
     # Of an older release: it does not tell what became of requests.
     silent: bool = False
+    # The API server takes no pod of it.
+    forbidden: bool = False
 
 
 @dataclass
@@ -112,6 +114,8 @@ class World:
         self.history: dict[str, dict[str, Any]] = {}
         self.children: dict[str, Mapping[str, Any]] = {}
         self.status: Mapping[str, Any] = {}
+        # What the API server refused last.
+        self.refused: dict[str, Problem] = {}
         self.steps: list[AnyStep] = []
         # All that status.rollout has said.
         self.stands: set[tuple[str, str]] = set()
@@ -239,6 +243,7 @@ class World:
             good=_rendered(past.revision) if past is not None else None,
             replicas=tuple(Seen(self._facts(p), self._load(p)) for p in pods),
             taken=frozenset(self.pods),
+            refused=self.refused,
             gateway_expected=False,
             service=self.children.get("Service"),
             pdb=self.children.get("PodDisruptionBudget"),
@@ -292,6 +297,11 @@ class World:
             case CreateReplica():
                 revision = step.name.split("-")[1]
                 assert step.name not in self.pods, f"{step.name} is there already"
+                if self.behaviours.get(revision, Behaviour()).forbidden:
+                    said = f"CreateReplica {step.name}: 403 Forbidden: violates PodSecurity"
+                    self.refused = {"create": Problem("PodRefused", said)}
+                    return
+                self.refused = {}
                 self._uids += 1
                 self.pods[step.name] = Pod(step.name, f"uid-{self._uids}", revision, step.slot, self.now)
                 self.created.append(revision)

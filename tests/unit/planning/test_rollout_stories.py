@@ -121,6 +121,23 @@ def test_a_bad_revision_is_refused_with_the_numbers_and_the_old_one_goes_on(
     )
 
 
+@pytest.mark.parametrize("places", [3, 8])
+def test_what_the_api_server_refuses_keeps_no_place_from_what_it_takes(places: int) -> None:
+    world = World(A, places=places).steady()
+    world.behaviours[B] = Behaviour(forbidden=True)
+    world.change(B)
+    world.run(HOUR_S, lambda: world.verdict(B) == "refused" and done(world, A))
+    assert world.condition("RolloutHeld").startswith(
+        f"True/PodRefused: revision {B} is refused, {A} goes on: CreateReplica"
+    )
+    assert world.least_ready >= (3 if places == 8 else 2)
+    del world.pods[f"chat-{A}-0"]
+    world.run(120.0)
+    assert done(world, A), "one that is lost is made again"
+    world.change(C)
+    rolled(world, C)
+
+
 def test_a_refused_revision_heals_with_the_next_change() -> None:
     world = refused(B)
     world.change(C)
