@@ -22,6 +22,7 @@ from moefleet_runtime_rig import (
 )
 from moefleet_runtime_rig.process import POD_UID
 from moefleet_runtime_rig.wire import HEADERS
+from smg_grpc_proto.generated import common_pb2
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 
 # 128K ids of DeepSeek-V2's vocabulary, with one left to generate.
@@ -185,6 +186,14 @@ async def test_trtllm_refuses_by_name_what_it_would_have_to_leave_out(served: Re
         assert list(answer.violations()) == [field]
     neutral = trt.SamplingConfig(beam_width=1, num_return_sequences=1, repetition_penalty=1.0, min_p=0.0)
     assert len((await ask_trtllm(served.trtllm, trtllm_request(sampling_config=neutral))).tokens) == 8
+
+
+async def test_a_replica_without_a_checkpoint_has_no_tokenizer_to_give_and_says_so(
+    served: ReplicaProcess,
+) -> None:
+    call = served.trtllm.GetTokenizer(common_pb2.GetTokenizerRequest())
+    assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "its tokenizer is built in" in await call.details()
 
 
 async def test_an_unknown_model_is_not_found_with_the_known_names(served: ReplicaProcess) -> None:
