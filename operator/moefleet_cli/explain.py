@@ -181,9 +181,9 @@ def sentences(terms: Mapping[str, float | int | str]) -> list[tuple[str, str]]:
     lead_s = take("lead_s")
     source = str(left.pop("headroom_source", ""))
     said.append(("forecast", f"{forecast:.2f} replicas over the longer windows"))
-    more, skill = take("season_ratio"), take("season_skill")
-    if more > 0:
-        said.append(("hour of the day", f"adds {100 * more:.0f} %: knowing other days has spared {100 * skill:.0f} % of the forecast's loss of late"))  # fmt: skip
+    season, skill = take("season_ratio"), take("season_skill")
+    if season > 0:
+        said.append(("hour of the day", f"adds {100 * season:.0f} %: knowing other days has spared {100 * skill:.0f} % of the forecast's loss of late"))  # fmt: skip
     if (level := take("level")) > forecast:
         said.append(
             (

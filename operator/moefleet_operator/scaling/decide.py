@@ -16,7 +16,7 @@ from moefleet_operator.scaling.headroom import due, settled
 from moefleet_operator.scaling.headroom import observed as surprised
 from moefleet_operator.scaling.law import MAX_DECODE_WINDOW_S, TPOT_SHARE, forecast_window_s, need
 from moefleet_operator.scaling.season import compared, seen
-from moefleet_operator.scaling.state import MAX_FLAPS, State, observed, window, wished
+from moefleet_operator.scaling.state import MAX_FLAPS, State, counted, observed, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
 # Before any cold start was measured: the median of 8-GPU replicas.
@@ -303,7 +303,7 @@ def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
     # A gateway that is silent, or work that is counted elsewhere now, is no surprise of the traffic.
     # Nor is a forecast from a few seconds of history one.
     forecast_s = forecast_window_s(terms.lead_s)
-    young = window(state, now, forecast_s).span_s < forecast_s / 2
+    young = counted(state, now, forecast_s)[0] < forecast_s / 2
     # What came in a gap is known as a mean only, and stays in the short windows for a while.
     blurred = bool(state.gap_end_s) and now - state.gap_end_s < MAX_DECODE_WINDOW_S
     if young or blurred or terms.capacity_rps <= 0 or sample.silent_gateways or terms.bypass:

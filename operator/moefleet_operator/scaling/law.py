@@ -16,7 +16,7 @@ from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
 
 from moefleet_operator.scaling.headroom import allowed_share, headroom
 from moefleet_operator.scaling.season import LEAST_SKILL, lift, skill
-from moefleet_operator.scaling.state import Bucket, Drift, State, window
+from moefleet_operator.scaling.state import Bucket, Drift, State, counted, window
 from moefleet_operator.scaling.types import Sample, Terms
 
 # Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
@@ -97,11 +97,11 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     )
     bypass = bypassed(state, sample, now)
     measured = _mix(state, now, bypass)
-    cold_share = min(sample.supply.cold_caches / max(sample.supply.ready, 1), 1.0)
-    mix = None if measured is None else _cold(measured, state.warm_hit, cold_share)
-    if mix is None:
+    if measured is None:
         # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
         return Need(Terms(lead_s=lead_s), None, None)
+    cold_share = min(sample.supply.cold_caches / max(sample.supply.ready, 1), 1.0)
+    mix = _cold(measured, state.warm_hit, cold_share)
     cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE)
     if cap.requests_per_s <= 0:
         return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
@@ -112,17 +112,17 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     decode_window_s = min(max(residence_s, PREFILL_WINDOW_S), MAX_DECODE_WINDOW_S)
 
     def rate(length_s: float) -> float:
-        seen = window(state, now, length_s)
-        count = seen.admitted if bypass else seen.arrivals
+        span_s, arrivals, admitted = counted(state, now, length_s)
+        count = admitted if bypass else arrivals
         # Time that is not covered is no time without arrivals, but a burst of half a second is no rate either.
-        return count / max(seen.span_s, min(length_s, PREFILL_WINDOW_S / 2)) if count > 0 else 0.0
+        return count / max(span_s, min(length_s, PREFILL_WINDOW_S / 2)) if count > 0 else 0.0
 
     x = cap.requests_per_s
     arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
     arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
     forecast = rate(forecast_window_s(lead_s)) / x
-    counted = window(state, now, forecast_window_s(lead_s))
-    noise = 1.0 / math.sqrt(max(counted.admitted if bypass else counted.arrivals, 1.0))
+    _, arrivals, admitted = counted(state, now, forecast_window_s(lead_s))
+    noise = 1.0 / math.sqrt(max(admitted if bypass else arrivals, 1.0))
     kv = _kv_replicas(sample)
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
@@ -212,7 +212,7 @@ def bypassed(state: State, sample: Sample, now: float) -> bool:
     if sample.silent_gateways or sample.served is None:
         return False
     seen = window(state, now, BYPASS_WINDOW_S)
-    admitted = seen.admitted - window(state, now, BYPASS_LAG_S).admitted
+    admitted = seen.admitted - counted(state, now, BYPASS_LAG_S)[2]
     return admitted > seen.sent * BYPASS_RATIO and admitted - seen.sent >= BYPASS_MIN_REQUESTS
 
 

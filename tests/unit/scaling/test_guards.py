@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moefleet_operator.scaling import DemandTotals, Policy, Reason, Sample, State, Supply, decide
 from moefleet_operator.scaling.law import DRIFT_FACTOR, drifted
-from moefleet_operator.scaling.state import STATE_MAX_BYTES, Drift, window
+from moefleet_operator.scaling.state import STATE_MAX_BYTES, Drift, counted, window
 from moefleet_perf import Calibration, ReplicaLimits, StepModel
 
 # One request/s of 100 prompt and 10 output tokens is 0.1 of work, half of it prompt; 9 requests/s a replica, as in test_decisions.
@@ -207,3 +207,13 @@ def test_a_fleet_that_swings_stops_going_down_for_a_while():
     for start in range(2 * hour, len(downs) - hour, hour):
         flaps = sum(d.terms.flaps > c.terms.flaps for c, d in pairwise(decisions[start : start + hour]))
         assert flaps <= 7
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 0, 1])), min_size=1, max_size=60), st.floats(0, 400))  # fmt: skip
+def test_the_quick_count_is_the_window(ticks, length_s):
+    fleet = Fleet()
+    for rps, silent in ticks:
+        fleet.tick(rps, silent=silent)
+    whole = window(fleet.state, fleet.now, length_s)
+    assert counted(fleet.state, fleet.now, length_s) == (whole.span_s, whole.arrivals, whole.admitted)
