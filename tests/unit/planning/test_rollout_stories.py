@@ -174,6 +174,18 @@ def refused(revision: str) -> World:
     return world
 
 
+def test_a_fleet_that_slept_through_a_bad_change_wakes_with_the_last_good_one() -> None:
+    world = World(A, places=8).steady()
+    world.scale(0)
+    world.run(60.0)
+    world.behaviours[B] = Behaviour(crashes=True)
+    world.change(B)
+    world.run(60.0)
+    world.scale(1)
+    rolled(world, A)
+    assert world.condition("RolloutHeld").startswith("True/CanaryCrashes")
+
+
 def test_a_spec_that_cannot_be_rendered_does_not_let_the_fleet_die_out() -> None:
     world = World(A, places=8).steady()
     world.unrenderable = True
