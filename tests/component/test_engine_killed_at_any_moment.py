@@ -105,6 +105,7 @@ class Times:
         )
 
 
+@pytest.mark.timeout(120 + 60 * KILLS)
 @pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 async def test_every_client_learns_why_and_the_replica_comes_back_and_nothing_survives(
     tmp_path: Path,
