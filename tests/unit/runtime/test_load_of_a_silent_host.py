@@ -4,8 +4,8 @@ import pytest
 from moefleet_runtime.ending import Failure
 from moefleet_runtime.engine.base import EngineInfo, EngineLoad, EngineRequest, Finish, TokenDelta
 from moefleet_runtime.host import client as host_client
-from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.host.batches import joined
+from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.host.messages import Deltas, Load, Started
 
 
