@@ -11,6 +11,7 @@ pod another process pays, is taken off. A block for the fit stands beside each t
 from __future__ import annotations
 
 import math
+import os
 import platform
 import random
 import threading
@@ -190,7 +191,7 @@ def record(settings: EngineSettings, *, seed: int = 0, told: Console | None = No
     limits = ReplicaLimits(info.max_batch_size, info.kv_max_tokens, info.max_batch_tokens)
     what = (
         f"{info.engine_version}, {info.device}, {platform.machine()}, one thread; the checkpoint tiny-deepseek-v2; clock: processor"
-        f" time of the step thread, quickest of {REPEATS} passes; {time.strftime('%Y-%m-%d', time.gmtime())}, seed {seed}"
+        f" time of the step thread, quickest of {REPEATS} passes; load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores; {time.strftime('%Y-%m-%d', time.gmtime())}, seed {seed}"
     )
     return Recording(what, TINY_CPU, limits, tuple(blocks))
 
