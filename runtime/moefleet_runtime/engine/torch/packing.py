@@ -103,7 +103,7 @@ def pack(rows: Sequence[Row], block_tokens: int, device: torch.device, *, by_len
     )
 
 
-def _cuts(singles: Sequence[Row], block_tokens: int, *, together: bool) -> list[tuple[int, int]]:
+def _cuts(singles: Sequence[Row], block_tokens: int, *, together: bool = False) -> list[tuple[int, int]]:
     """Runs of rows whose contexts differ by less than a factor of two; `together`: one run."""
     if together:
         return [(0, len(singles))] if singles else []
