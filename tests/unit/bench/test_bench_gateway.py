@@ -110,7 +110,14 @@ def test_envoy_alone_is_the_gateways_envoy_without_picker_and_discovery() -> Non
     alone = envoy_alone(ours, 1234, "/run/y/admin.sock", ("127.0.0.1:1", "127.0.0.1:2"))
     assert json.dumps(ours) == before
     text = json.dumps(alone)
-    for word in ("ext_proc", "access_loggers", "dynamic_resources", "override_host", "picker.sock", '"ads"'):
+    for word in (
+        "filters.http.ext_proc",
+        "access_loggers",
+        "dynamic_resources",
+        "override_host",
+        "picker.sock",
+        '"ads"',
+    ):
         assert word in before or word in ("override_host", '"ads"')
         assert word not in text, word
     (listener,) = alone["static_resources"]["listeners"]
