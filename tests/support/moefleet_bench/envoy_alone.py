@@ -13,7 +13,7 @@ CLUSTER = "alone"
 
 
 def envoy_alone(gateway: dict[str, Any], port: int, admin: str, replicas: tuple[str, ...]) -> dict[str, Any]:
-    """From the configuration that the picker wrote. Out: ext_proc, access log, discovery. In: a static cluster."""
+    """From the configuration that the picker wrote. Out: ext_proc, access log, discovery, and words about them. In: a static cluster."""
     out = copy.deepcopy(gateway)
     del out["dynamic_resources"]
     out["admin"]["address"]["pipe"]["path"] = admin
@@ -23,6 +23,8 @@ def envoy_alone(gateway: dict[str, Any], port: int, admin: str, replicas: tuple[
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["http_filters"] = [f for f in manager["http_filters"] if f["name"] != EXT_PROC]
     del manager["access_log"]
+    # What Envoy says when the picker is away.
+    del manager["local_reply_config"]
     (host,) = manager["route_config"]["virtual_hosts"]
     host["routes"] = [_route(r) for r in host["routes"] if "cluster_header" in r.get("route", {})]
     return out
