@@ -42,16 +42,13 @@ def test_the_torch_engine_on_cpu_is_simulated_within_the_bounds(torch_replica: F
         *(f"{number} at {load} %" for number in ("TPOT mean", "TTFT p95") for load in (30, 60, 80)),
         "TPOT mean at 95 %, recorded step times", "TTFT p95 at 95 %, recorded step times",
     }  # fmt: skip
-    # Recorded while the machine did much else: its speed changes inside a block as well, which costs these two a percent more.
-    busy = {"TPOT mean at 60 %": 0.05, "TPOT mean at 80 %": 0.05}
-    off = {what: row.off for what, row in bounded.items() if abs(row.off) > busy.get(what, row.bound or 0.0)}
-    assert off == {}
+    assert {what: f"{row.off:+.2%}" for what, row in bounded.items() if not row.holds} == {}
 
 
 def test_with_the_times_of_the_real_steps_the_simulator_takes_the_very_same_steps(
     torch_replica: Fidelity,
 ) -> None:
-    assert torch_replica.steps > 5_000
+    assert torch_replica.steps > 4_000
     assert torch_replica.steps_alike == 1.0
 
 
