@@ -1,7 +1,7 @@
 """Bugs that are planted into the operator to see that the simulation finds them: one table, each a patch to production code.
 
-`seed` is the first one from 1 on whose schedule breaks a rule with the bug in place, as it was found by
-`make simulate PLANTED=NAME SEEDS=1000`; without the bug the same seed holds every rule. `peer` is where users of another
+`seed` is one whose schedule breaks a rule with the bug in place, as `make simulate PLANTED=NAME SEEDS=1000` found it; without
+the bug the same seed holds every rule. `peer` is where users of another
 system met it (threads as the maintainers filed them).
 """
 
@@ -214,25 +214,25 @@ def _budget_once() -> Sequence[Swap]:
 
 
 BUGS: tuple[Planted, ...] = (
-    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 1),
+    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 2),
     Planted("pending-ignored", "replicas that are not ready yet are no supply", "aibrix#2670", _count_ready_only, 1),
     Planted("slot-reused", "the name of a terminating pod is taken for free", "grove#565", _ignore_taken_names, 1),
     Planted("foreground-deletion", "a fleet with a deletionTimestamp is planned as any other", "dynamo#8204", _ignore_deletion, 1),
     Planted("create-after-delete", "a fleet that is gone is kept", "dynamo#8204", _keep_gone_fleets, 1),
     Planted("delete-at-once", "what shall go is deleted without a drain", "aibrix#2413, kthena#1589", _delete_at_once, 1),
     Planted("drain-unconfirmed", "withdrawn by the gateways is taken for empty", "dynamo#13559", _drain_unconfirmed, 3),
-    Planted("resume-forgotten", "a cold replica is made while a warm one drains", "llm-d-autoscaling#1152", _never_resume),
-    Planted("resume-half", "a resumed replica keeps the label of a draining one", "dynamo#13495", _resume_half),
-    Planted("reentrant-edit", "each edit restarts all replicas of older revisions at once", "dynamo#13353, #13620", _all_old_at_once),
+    Planted("resume-forgotten", "a cold replica is made while a warm one drains", "llm-d-autoscaling#1152", _never_resume, 10),
+    Planted("resume-half", "a resumed replica keeps the label of a draining one", "dynamo#13495", _resume_half, 3),
+    Planted("reentrant-edit", "each edit restarts all replicas of older revisions at once", "dynamo#13353, #13620", _all_old_at_once, 1),
     Planted("ghost-rollback", "the revision of the first spec is rendered for ever", "dynamo#13495", _rendered_for_ever),
-    Planted("budget-spent-by-broken", "a rollout waits until all old replicas are ready", "grove#840, lws#225", _broken_ones_spend_the_budget),
-    Planted("victim-by-age", "the oldest replica goes, busy or not", "llm-d-autoscaling#1152, aibrix#1855", _oldest_goes),
-    Planted("unknown-is-zero", "lost metrics are read as no load", "keda#965, dynamo#6985", _unknown_is_zero),
-    Planted("bounds-ignored", "minReplicas and maxReplicas bind nobody", "dynamo#12428, #14575", _no_bounds),
+    Planted("budget-spent-by-broken", "a rollout waits until all old replicas are ready", "grove#840, lws#225", _broken_ones_spend_the_budget, 4),
+    Planted("victim-by-age", "the oldest replica goes, busy or not", "llm-d-autoscaling#1152, aibrix#1855", _oldest_goes, 4),
+    Planted("unknown-is-zero", "lost metrics are read as no load", "keda#965, dynamo#6985", _unknown_is_zero, 10),
+    Planted("bounds-ignored", "minReplicas and maxReplicas bind nobody", "dynamo#12428, #14575", _no_bounds, 2),
     Planted("pending-unbounded", "as many replicas wait for a node as are wanted", "dynamo#14251", _no_bound_of_pending),
-    Planted("gate-before-registration", "Ready before a gateway knows the replica", "dynamo#13622", _gate_without_gateways),
-    Planted("lease-unchecked", "a leader that lost its Lease goes on", "two operators alive", _lease_unchecked),
-    Planted("no-backoff", "what was refused is tried again at once", "ray#63279", _no_backoff),
-    Planted("status-storm", "a status that says nothing new is written again", "writes are few", _write_again),
-    Planted("budget-once", "a disruption budget is made and never follows the target", "kserve#5452", _budget_once),
+    Planted("gate-before-registration", "Ready before a gateway knows the replica", "dynamo#13622", _gate_without_gateways, 1),
+    Planted("lease-unchecked", "a leader that lost its Lease goes on", "two operators alive", _lease_unchecked, 2),
+    Planted("no-backoff", "what was refused is tried again at once", "ray#63279", _no_backoff, 2),
+    Planted("status-storm", "a status that says nothing new is written again", "writes are few", _write_again, 1),
+    Planted("budget-once", "a disruption budget is made and never follows the target", "kserve#5452", _budget_once, 1),
 )  # fmt: skip

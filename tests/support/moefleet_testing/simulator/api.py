@@ -14,6 +14,7 @@ from moefleet_operator.core.effects import (
     EmitEvent,
     PatchPod,
     PatchPodConditions,
+    PatchRevision,
     ReadLease,
     WriteLease,
 )
@@ -248,7 +249,7 @@ class Api:
                     return NotFound()
                 self.remove("ControllerRevision", effect.object)
                 return Ok(None)
-            case _ if type(effect).__name__ == "PatchRevision":
+            case PatchRevision():
                 return self._patch_revision(effect)
             case Apply():
                 return self._apply(effect)
@@ -284,7 +285,7 @@ class Api:
             return Conflict("the uid differs")
         return Ok(self.update("Pod", key, change))
 
-    def _patch_revision(self, effect: Any) -> Outcome:
+    def _patch_revision(self, effect: PatchRevision) -> Outcome:
         found = self.get("ControllerRevision", effect.object)
         if found is None:
             return NotFound()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from moefleet_operator import names
 from moefleet_operator.core.events import Key
 
 from .api import Api, Object, key_of, uid_of
@@ -66,6 +67,7 @@ class Faults:
             "gateway-slow": self._slow_gateway,
             "pod-deleted": self._delete_pod,
             "pod-forced": self._delete_pod,
+            "label-edited": self._edit_label,
             "replica-crashed": lambda s, a: self._replica(s, a, self.nodes.crash, "crashes"),
             "replica-hung": lambda s, a: self._replica(s, a, self.nodes.hang, "hangs"),
             "replica-evicted": lambda s, a: self._replica(
@@ -128,7 +130,7 @@ class Faults:
 
     def _jump_clock(self, _story: FleetStory, act: Act) -> None:
         share = 2.0 * act.what - 1.0
-        error_s = share * 25.0 if act.long < 0.5 else share * 1700.0 + (100.0 if share > 0 else -100.0)
+        error_s = share * 60.0 if act.long < 0.5 else share * 1700.0 + (100.0 if share > 0 else -100.0)
         self._leader(lambda o: setattr(o, "clock_error_s", error_s))
         self.world.tell(f"its clock is {error_s:.0f} s wrong")
 
@@ -204,6 +206,16 @@ class Faults:
         if forced:
             self.nodes.excused.add(uid_of(pod))
         self.api.delete_pod(key_of(pod), 0 if forced else None)
+
+    def _edit_label(self, story: FleetStory, act: Act) -> None:
+        pods = self.api.pods_of(story.uid)
+        if not pods:
+            return
+        pod = self._pick(pods, act.what)
+        label = (names.LABEL_ACTIVE, names.LABEL_FLEET)[int(act.long * 2)]
+        self._disturb(story)
+        self.world.tell(f"label {label} of {pod['metadata']['name']} is taken off by hand")
+        self.api.update("Pod", key_of(pod), lambda o: o["metadata"]["labels"].pop(label, None))
 
     def _replica(self, story: FleetStory, act: Act, do: Callable[[str], None], what: str) -> None:
         pods = [p for p in self.api.pods_of(story.uid) if p["spec"].get("nodeName")]

@@ -185,7 +185,8 @@ class Rules:
             now = self.world.now
             told.limits.append((now, spec["scaling"]["maxReplicas"]))
             told.speeds.append((now, json.dumps(spec["engine"]["args"], sort_keys=True)))
-            told.disturbed_at = now
+            if before is None or _without_engine(before) != _without_engine(after):
+                told.disturbed_at = now
         if before is None or self.world.now <= self.restored_at:
             return
         was, is_now = ((f.get("status") or {}).get("desiredReplicas") for f in (before, after))
@@ -408,6 +409,11 @@ def speed_of(pod: Any) -> str:
 
 def seconds(duration: str) -> float:
     return float(duration.removesuffix("s"))
+
+
+def _without_engine(fleet: Object) -> dict[str, Any]:
+    """What decides how many replicas there are, and how many may go."""
+    return {k: v for k, v in fleet["spec"].items() if k != "engine"}
 
 
 def _blocked(fleet: Object) -> bool:

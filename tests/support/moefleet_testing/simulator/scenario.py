@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from moefleet_operator.core.events import DecisionMade, Key
@@ -114,11 +115,21 @@ class Scenario:
             self.nodes.add()
         elif act.kind in ("traffic-burst", "traffic-long"):
             self._burst(story, act)
+        elif act.kind == "down-and-up" and not story.gone:
+            self._down_and_up(story, act)
         elif not story.gone and not (
             self.rival is not None and act.kind in ("recreate", "delete-foreground")
         ):
             # With a rival, a fleet that goes loses its model name for good.
             self.users.acts[act.kind](story, act)
+
+    def _down_and_up(self, story: FleetStory, act: Act) -> None:
+        """All are wanted; fewer while long streams run; and all again before these have ended."""
+        for after_s, share in ((0.0, 0.999), (60.0, 0.0), (80.0 + 20.0 * act.what, 0.999)):
+            scale = replace(act, kind="scale", what=share, long=1.0)
+            self.world.after(after_s, lambda a=scale: story.gone or self.users.scale(story, a))  # type: ignore[misc]
+        long = replace(act, kind="traffic-long", what=1.0)
+        self.world.after(40.0, lambda: self._burst(story, long))
 
     def _settle(self) -> None:
         """Until all is as it should be, and not longer than it may take."""

@@ -25,6 +25,7 @@ USER_ACTS: dict[str, int] = {
     "edit": 3,
     "edit-burst": 2,
     "revert": 2,
+    "down-and-up": 2,
     "bounds": 1,
     "mode": 1,
     "strategy": 1,
@@ -62,6 +63,7 @@ CONTROL_FAULTS = (
 DATA_FAULTS = (
     "pod-deleted",
     "pod-forced",
+    "label-edited",
     "replica-crashed",
     "replica-hung",
     "replica-evicted",
