@@ -18,6 +18,8 @@ from moefleet_testing.torch_engine import CHECKPOINT
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no envoy: make setup brings it")
 FEW = Stopping(max_tokens=2, ignore_eos=True)
 UIDS = ("a", "b")
+# Two samples of a replica in a small fleet (runtime/moefleet_gateway/loads.py).
+SAMPLES_S = 0.6
 
 
 @pytest.fixture
@@ -60,8 +62,9 @@ async def held(r: ReplicaProcess) -> set[int]:
     """What it tells a picker that comes anew."""
     call = r.control.WatchLoad(replica_pb2.WatchLoadRequest(prefixes=True))
     try:
-        first = await call.read()
-        assert first.prefixes.reset
+        # Until the engine has told anything, samples come without.
+        while not (first := await call.read()).prefixes.reset:
+            pass
         assert not first.prefixes.removed
         return set(first.prefixes.stored)
     finally:
@@ -90,12 +93,18 @@ async def test_the_second_request_with_the_same_beginning_is_found_in_the_cache(
             assert answer.usage is not None
             # Until the picker knows that it ended: before that its replica counts as busy, and may be left for the other.
             await rig.metric_is(0, "moefleet_gateway_in_flight_requests", fleet="chat")
+            # ... and until the replica has told its load again, which speaks of a moment when it was still at work.
+            await asyncio.sleep(SAMPLES_S)
             return answer.usage.cached_prompt_tokens
 
         # One by one they go round, so each replica gets some: a second one by chance would find half of them.
-        cold = [await cached([*system, 100]) for system in systems] + [
-            await cached(t + "Why?") for t in texts
-        ]
+        cold = [await cached([*system, 100]) for system in systems]
+        # Replicas tell a few times a second; a picker that has not heard yet goes on round.
+        told = sum(len(token_marks(system)) for system in systems)
+        async with asyncio.timeout(30):
+            while await rig.metric("moefleet_gateway_prefix_hashes") < told:  # noqa: ASYNC110  (another process's state)
+                await asyncio.sleep(0.05)
+        cold += [await cached(t + "Why?") for t in texts]
         warm = [await cached([*system, 200, 201]) for system in systems] + [
             await cached(t + "How?") for t in texts
         ]

@@ -131,5 +131,5 @@ async def test_a_watch_that_fails_for_good_ends_the_watching_aloud(monkeypatch: 
             api.refuse["services"] = [403] * 10
             api.cut()
             async with asyncio.timeout(LIMIT_S):
-                with pytest.raises(RuntimeError, match="1 of 5 watches ended: services"):
+                with pytest.raises(RuntimeError, match="1 of 7 watches ended: services"):
                     await thread.ended
