@@ -181,6 +181,9 @@ class Users:
         if story.advice is not None and story.mode == "Automatic" and story.advice > 0:
             # Scaling keeps the bounds by itself at its next tick.
             story.advice = story.bounded(story.advice)
+        # What was asked for a moment ago may be what is known, and new bounds hold for it, too.
+        for _, asked in self.rules.of(story.uid).targets[-4:]:
+            self.rules.aim(story.uid, story.bounded(asked))
         self._write(story, f"{story.low} to {story.high} replicas")
 
     def mode(self, story: FleetStory, act: Act) -> None:

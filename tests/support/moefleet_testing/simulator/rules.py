@@ -200,6 +200,9 @@ class Rules:
             )
 
     def _created(self, key: Key, pod: Object) -> None:
+        if self.world.now == self.restored_at:
+            # Back from the backup, with what people had done to it.
+            return
         owner = owner_of(pod)
         labels = pod["metadata"]["labels"]
         expected = f"{labels[names.LABEL_FLEET]}-{labels[names.LABEL_REVISION]}-{labels[names.LABEL_SLOT]}"

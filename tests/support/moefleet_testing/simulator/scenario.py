@@ -53,6 +53,8 @@ class Scenario:
         self._made = 0
         self._told: dict[tuple[str, Key], tuple[str, int | None]] = {}
         self._traffic_until = 0.0
+        # Whoever asks for several things one after the other has done so by then.
+        self._asked_until = 0.0
 
     @property
     def served(self) -> int:
@@ -125,6 +127,7 @@ class Scenario:
 
     def _down_and_up(self, story: FleetStory, act: Act) -> None:
         """All are wanted; fewer while long streams run; and all again before these have ended."""
+        self._asked_until = self.world.now + 100.0
         for after_s, share in ((0.0, 0.999), (60.0, 0.0), (80.0 + 20.0 * act.what, 0.999)):
             scale = replace(act, kind="scale", what=share, long=1.0)
             self.world.after(after_s, lambda a=scale: story.gone or self.users.scale(story, a))  # type: ignore[misc]
@@ -137,6 +140,7 @@ class Scenario:
             (2 + s.plan.high) * (START_S[1] + s.plan.drain_s + 10.0) + 2 * s.plan.canary_s
             for s in self.fleets
         )
+        self.world.run(max(self.world.now, self._asked_until))
         until = self.world.now + bound_s
         while wrong := self._wrong():
             if self.world.now >= until:
@@ -323,8 +327,10 @@ class Scenario:
                 del self._told[told]
             return []
         out = []
+        known = {key: uid_of(raw) for key, raw in operator.core.fleets().items()}
         for story in self.fleets:
-            if story.mode == "External" or story.gone:
+            # It decides on the fleets that the core knows; one that was made a moment ago may not be known yet.
+            if story.mode == "External" or known.get(story.key) != story.uid:
                 self._told.pop((operator.name, story.key), None)
                 continue
             news = (story.uid, story.advice)
