@@ -57,6 +57,9 @@ class ScriptedCore:
     def fleets(self) -> Mapping[Key, Json]:
         return {}
 
+    def heard(self, fleet: Key) -> bool:
+        return True
+
     def target(self, fleet: Key) -> int | None:
         return None
 

@@ -53,9 +53,6 @@ from .translate import Common, effect_of, group_of, signature_of
 
 # Fleets planned in one call: a thousand fleets at the start must not keep the Lease waiting.
 PASSES_PER_CALL = 16
-# Others have hardly led in a lapse this short: a follower waits 5 s longer for a renewal than we lead without one. And it is
-# longer than the period of scaling (5 s), which notices every longer lapse by itself and then says everything anew.
-LAPSE_MAX_S = 7.5
 # Times that a plan asks for are never now again: what is due at this moment has just been looked at.
 LATER_S = 0.05
 
@@ -96,6 +93,9 @@ class Core:
     def target(self, fleet: Key) -> int | None:
         return self._memory.targets.get(fleet)
 
+    def heard(self, fleet: Key) -> bool:
+        return fleet in self._reports.decisions
+
     def replicas(self, fleet: Key) -> Sequence[Replica]:
         record = self._store.fleets.get(fleet)
         return () if record is None else self._gatherer.replicas(fleet, record.uid)
@@ -111,10 +111,8 @@ class Core:
             return self._out
         self._take(event, now)
         if self._leadership.begins(now):
-            # What scaling said when we led before is old; until it speaks again the last status holds. It looks whether we
-            # lead only now and then, so after a short lapse it would not speak again: then what it said still counts.
-            if self._leadership.away_s > LAPSE_MAX_S:
-                self._reports.decisions.clear()
+            # What scaling said when we led before is old; until it speaks again the last status holds.
+            self._reports.decisions.clear()
             for fleet in self._store.fleets:
                 self._queue.add(fleet, now)
         self._leadership.let_go(bool(self._under_way), now)
@@ -252,6 +250,9 @@ class Core:
             )
             made = plan(observed, wall)
         self._memory.targets[key] = made.target.replicas
+        if observed.fleet.mode == "External":
+            # Nobody says anything meanwhile: what was said before must not count when the mode changes back.
+            self._reports.decisions.pop(key, None)
         (self._memory.want_room.add if made.wants_room else self._memory.want_room.discard)(key)
         return made
 

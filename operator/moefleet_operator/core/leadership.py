@@ -27,9 +27,6 @@ class Leadership:
         self.unavailable: set[Kind] = set()
         self._effect: int | None = None
         self._led = False
-        self._lapsed_at = float("-inf")
-        # How long we had not led when we last began to; infinite at first.
-        self.away_s = float("inf")
         self._settle_until = 0.0
         self._stopping_since: float | None = None
 
@@ -57,12 +54,9 @@ class Leadership:
         """True once each time that we have become the leader."""
         leads = self._lease.leading(now)
         began = leads and not self._led
-        if self._led and not leads:
-            self._lapsed_at = now
         self._led = leads
         if began:
             self._settle_until = now + SETTLE_S
-            self.away_s = now - self._lapsed_at
         return began
 
     def request(self, now: float, wall: float) -> Effect | None:

@@ -38,6 +38,10 @@ class View(Protocol):
         """The number of replicas that the planner steers to; None while it is not known."""
         ...
 
+    def heard(self, fleet: Key) -> bool:
+        """Whether it still knows what scaling said of this fleet: it forgets that when it stops leading, be it for a moment."""
+        ...
+
     def replicas(self, fleet: Key) -> Sequence[Replica]:
         """Replica pods of the fleet, draining and terminating ones too."""
         ...

@@ -126,11 +126,10 @@ def _all_old_at_once() -> Sequence[Swap]:
 
 def _rendered_for_ever() -> Sequence[Swap]:
     good: Any = Gatherer._render
-    first: dict[tuple[int, str], Any] = {}
 
     def remembered(gatherer: Gatherer, key: Key, uid: str, *more: Any) -> Any:
         found = good(gatherer, key, uid, *more)
-        return first.setdefault((id(gatherer), uid), found)
+        return vars(gatherer).setdefault("first", {}).setdefault(uid, found)
 
     return [(Gatherer, "_render", remembered)]
 
@@ -171,13 +170,6 @@ def _no_bounds() -> Sequence[Swap]:
     ]  # fmt: skip
 
 
-def _no_bound_of_pending() -> Sequence[Swap]:
-    return [
-        (shape, "_allowed", lambda _observed, _live, missing, _out: missing),
-        (shape, "_take_back_unschedulable", lambda *_: None),
-    ]
-
-
 # --- gates, leadership, writes ----------------------------------------------------------------------------------------
 
 
@@ -214,7 +206,7 @@ def _budget_once() -> Sequence[Swap]:
 
 
 BUGS: tuple[Planted, ...] = (
-    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 2),
+    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 3),
     Planted("pending-ignored", "replicas that are not ready yet are no supply", "aibrix#2670", _count_ready_only, 1),
     Planted("slot-reused", "the name of a terminating pod is taken for free", "grove#565", _ignore_taken_names, 1),
     Planted("foreground-deletion", "a fleet with a deletionTimestamp is planned as any other", "dynamo#8204", _ignore_deletion, 1),
@@ -224,15 +216,14 @@ BUGS: tuple[Planted, ...] = (
     Planted("resume-forgotten", "a cold replica is made while a warm one drains", "llm-d-autoscaling#1152", _never_resume, 10),
     Planted("resume-half", "a resumed replica keeps the label of a draining one", "dynamo#13495", _resume_half, 3),
     Planted("reentrant-edit", "each edit restarts all replicas of older revisions at once", "dynamo#13353, #13620", _all_old_at_once, 1),
-    Planted("ghost-rollback", "the revision of the first spec is rendered for ever", "dynamo#13495", _rendered_for_ever),
+    Planted("ghost-rollback", "the revision of the first spec is rendered for ever", "dynamo#13495", _rendered_for_ever, 12),
     Planted("budget-spent-by-broken", "a rollout waits until all old replicas are ready", "grove#840, lws#225", _broken_ones_spend_the_budget, 4),
     Planted("victim-by-age", "the oldest replica goes, busy or not", "llm-d-autoscaling#1152, aibrix#1855", _oldest_goes, 4),
     Planted("unknown-is-zero", "lost metrics are read as no load", "keda#965, dynamo#6985", _unknown_is_zero, 10),
     Planted("bounds-ignored", "minReplicas and maxReplicas bind nobody", "dynamo#12428, #14575", _no_bounds, 2),
-    Planted("pending-unbounded", "as many replicas wait for a node as are wanted", "dynamo#14251", _no_bound_of_pending),
     Planted("gate-before-registration", "Ready before a gateway knows the replica", "dynamo#13622", _gate_without_gateways, 1),
     Planted("lease-unchecked", "a leader that lost its Lease goes on", "two operators alive", _lease_unchecked, 2),
-    Planted("no-backoff", "what was refused is tried again at once", "ray#63279", _no_backoff, 2),
+    Planted("no-backoff", "what was refused is tried again at once", "ray#63279", _no_backoff, 20),
     Planted("status-storm", "a status that says nothing new is written again", "writes are few", _write_again, 1),
     Planted("budget-once", "a disruption budget is made and never follows the target", "kserve#5452", _budget_once, 1),
 )  # fmt: skip

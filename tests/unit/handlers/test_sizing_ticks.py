@@ -43,12 +43,16 @@ class World:
         self.pods = [a_pod(0, conditions={"Ready": true()})]
         self.gateway_pods: list[PodFacts] = []
         self.wanted: int | None = 1
+        self.remembers = True
 
     def leading(self, now: float) -> bool:
         return self.leads
 
     def fleets(self) -> Mapping[Key, Json]:
         return self.raw
+
+    def heard(self, fleet: Key) -> bool:
+        return self.remembers
 
     def target(self, fleet: Key) -> int | None:
         return self.wanted
@@ -170,6 +174,15 @@ def test_a_standby_decides_nothing_and_a_new_leader_tells_everything_anew() -> N
     assert "moefleet_operator_scaling_replicas{" not in desk.metrics.text().decode()
     desk.world.leads = True
     assert len(desk.tick()) == 1
+
+
+def test_what_the_core_has_forgotten_in_a_moment_without_the_lease_is_told_again() -> None:
+    desk = Desk()
+    first = desk.tick()
+    desk.world.remembers = False
+    assert desk.tick() == first
+    desk.world.remembers = True
+    assert desk.tick() == []
 
 
 def test_in_external_mode_the_number_is_measured_and_not_told() -> None:

@@ -48,6 +48,9 @@ class World:
     def fleets(self) -> Mapping[Key, Json]:
         return {CHAT: self.raw}
 
+    def heard(self, fleet: Key) -> bool:
+        return True
+
     def target(self, fleet: Key) -> int | None:
         return self.wanted
 

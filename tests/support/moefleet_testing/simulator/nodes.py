@@ -300,7 +300,8 @@ class Nodes:
             return
         uid = uid_of(pod)
         old = self.replicas.get(uid)
-        if old is not None and old.alive:
+        if (old is not None and old.alive) or not pod["spec"].get("nodeName"):
+            # It runs, or a restored API server does not know any more that it was bound.
             return
         image = pod["spec"]["containers"][0]["image"]
         if "missing" in image:

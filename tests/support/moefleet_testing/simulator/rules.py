@@ -156,11 +156,21 @@ class Rules:
         recent = lately(told.speeds, self.since())
         serving = {speed_of(p) for p in self.api.pods_of(owner_of(effect.body)) if is_true(p, "Ready")}
         lately_served = {s for s, at in told.served.items() if at > self.world.now - SERVED_S}
-        if speed not in recent and speed not in serving and speed not in lately_served:
+        allowed = {*recent, *serving, *lately_served, *self._last_good(owner_of(effect.body))}
+        if speed not in allowed:
             self.world.broken(
                 "a new replica is of the wanted revision",
                 f"{effect.object} has {speed}, asked for lately: {recent}, serving: {serving | lately_served}",
             )
+
+    def _last_good(self, fleet_uid: str) -> list[str]:
+        """Engine arguments of the newest revisions that proved themselves: to one of these an undo goes back."""
+        found = [
+            (r["revision"], json.dumps(r["data"]["spec"]["engine"]["args"], sort_keys=True))
+            for r in self.api.all("ControllerRevision")
+            if owner_of(r) == fleet_uid and r["metadata"]["labels"].get(names.LABEL_VERDICT) == "good"
+        ]
+        return [args for _, args in sorted(found)[-2:]]
 
     # --- at every write ---------------------------------------------------------------------------------------
 
@@ -240,29 +250,32 @@ class Rules:
         self._warm_before_cold(key, pods, labels[names.LABEL_REVISION], most)
 
     def _warm_before_cold(self, key: Key, pods: list[Object], revision: str, most: int) -> None:
-        for pod in pods:
-            drain = condition(pod, names.CONDITION_DRAINING)
-            replica = self.nodes.replicas.get(uid_of(pod))
-            if (
-                drain.get("status") == "True"
-                and drain.get("reason") in ("ScaleDown", "Rollout")
-                and revision_of(pod) == revision
-                and "deletionTimestamp" not in pod["metadata"]
-                and pod["status"]["phase"] == "Running"
-                and replica is not None
-                and replica.answers
-                and not replica.terminated
-                and replica.state == "DRAINING"
-                and self.world.now - replica.turned_at > 2 * STALE_S
-                and unix_seconds(drain["lastTransitionTime"]) < self.world.wall - 2 * STALE_S
-                and self.world.now > self.troubled_until + 2 * STALE_S
-                and sum(1 for p in pods if live(p)) <= most
-                and not self._must_leave([pod])
-            ):
-                self.world.broken(
-                    "a warm replica comes back before a cold one is made",
-                    f"{key} is made while {pod['metadata']['name']} drains and could be resumed",
-                )
+        warm = [p for p in pods if self._could_be_resumed(p, revision)]
+        # Cold ones are made for what the warm ones do not fill.
+        if warm and sum(1 for p in pods if live(p)) + len(warm) > most:
+            self.world.broken(
+                "a warm replica comes back before a cold one is made",
+                f"{key} is made while {warm[0]['metadata']['name']} drains and could be resumed",
+            )
+
+    def _could_be_resumed(self, pod: Object, revision: str) -> bool:
+        drain = condition(pod, names.CONDITION_DRAINING)
+        replica = self.nodes.replicas.get(uid_of(pod))
+        return (
+            drain.get("status") == "True"
+            and drain.get("reason") in ("ScaleDown", "Rollout")
+            and revision_of(pod) == revision
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["status"]["phase"] == "Running"
+            and replica is not None
+            and replica.answers
+            and not replica.terminated
+            and replica.state == "DRAINING"
+            and self.world.now - replica.turned_at > 2 * STALE_S
+            and unix_seconds(drain["lastTransitionTime"]) < self.world.wall - 2 * STALE_S
+            and self.world.now > self.troubled_until + 2 * STALE_S
+            and not self._must_leave([pod])
+        )
 
     def _changed(self, key: Key, before: Object, after: Object) -> None:
         drains = not is_true(before, names.CONDITION_DRAINING) and is_true(after, names.CONDITION_DRAINING)

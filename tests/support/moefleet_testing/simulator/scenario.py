@@ -16,7 +16,7 @@ from .gateways import Gateway, Request
 from .nodes import START_S, Nodes
 from .operators import OperatorProcess
 from .replicas import Replica
-from .rules import Rules
+from .rules import Rules, lately
 from .schedule import LENGTH_S, Act, Episode, FleetPlan, Schedule, draw
 from .settled import nameless, unsettled
 from .world import World
@@ -208,7 +208,7 @@ class Scenario:
                 if story is None or story.disturbed or story.strategy == "InPlace":
                     continue
                 told = self.rules.of(story.uid)
-                if 0 in [n for at, n in told.targets if at > request.arrived - 120.0]:
+                if 0 in lately(told.targets, request.arrived - 120.0):
                     continue
                 self.world.broken(
                     "no request is lost", f"of {story.key} through {gateway.name}, at {request.arrived:.1f}"
@@ -331,10 +331,9 @@ class Scenario:
         for story in self.fleets:
             # It decides on the fleets that the core knows; one that was made a moment ago may not be known yet.
             if story.mode == "External" or known.get(story.key) != story.uid:
-                self._told.pop((operator.name, story.key), None)
                 continue
             news = (story.uid, story.advice)
-            if self._told.get((operator.name, story.key)) != news:
+            if self._told.get((operator.name, story.key)) != news or not operator.core.heard(story.key):
                 self._told[operator.name, story.key] = news
                 out.append(story.decision())
         return out
