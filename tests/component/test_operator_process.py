@@ -57,7 +57,7 @@ class ScriptedCore:
     def fleets(self) -> Mapping[Key, Json]:
         return {}
 
-    def heard(self, fleet: Key) -> bool:
+    def remembers(self, fleet: Key) -> bool:
         return True
 
     def target(self, fleet: Key) -> int | None:

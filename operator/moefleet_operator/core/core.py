@@ -93,7 +93,7 @@ class Core:
     def target(self, fleet: Key) -> int | None:
         return self._memory.targets.get(fleet)
 
-    def heard(self, fleet: Key) -> bool:
+    def remembers(self, fleet: Key) -> bool:
         return fleet in self._reports.decisions
 
     def replicas(self, fleet: Key) -> Sequence[Replica]:

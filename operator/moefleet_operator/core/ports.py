@@ -38,7 +38,7 @@ class View(Protocol):
         """The number of replicas that the planner steers to; None while it is not known."""
         ...
 
-    def heard(self, fleet: Key) -> bool:
+    def remembers(self, fleet: Key) -> bool:
         """Whether it still knows what scaling said of this fleet: it forgets that when it stops leading, be it for a moment."""
         ...
 

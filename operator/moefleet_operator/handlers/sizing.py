@@ -243,7 +243,7 @@ class Sizing:
         needed = decision.terms.wanted + decision.terms.dead
         limited = needed > decision.replicas
         told = (decision.replicas, str(decision.reason), limited)
-        if told == memory.told and self._view.heard(fleet):
+        if told == memory.told and self._view.remembers(fleet):
             return
         memory.told = told
         if self._keeper is not None:

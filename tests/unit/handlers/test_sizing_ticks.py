@@ -43,7 +43,7 @@ class World:
         self.pods = [a_pod(0, conditions={"Ready": true()})]
         self.gateway_pods: list[PodFacts] = []
         self.wanted: int | None = 1
-        self.remembers = True
+        self.remembered = True
 
     def leading(self, now: float) -> bool:
         return self.leads
@@ -51,8 +51,8 @@ class World:
     def fleets(self) -> Mapping[Key, Json]:
         return self.raw
 
-    def heard(self, fleet: Key) -> bool:
-        return self.remembers
+    def remembers(self, fleet: Key) -> bool:
+        return self.remembered
 
     def target(self, fleet: Key) -> int | None:
         return self.wanted
@@ -179,9 +179,9 @@ def test_a_standby_decides_nothing_and_a_new_leader_tells_everything_anew() -> N
 def test_what_the_core_has_forgotten_in_a_moment_without_the_lease_is_told_again() -> None:
     desk = Desk()
     first = desk.tick()
-    desk.world.remembers = False
+    desk.world.remembered = False
     assert desk.tick() == first
-    desk.world.remembers = True
+    desk.world.remembered = True
     assert desk.tick() == []
 
 

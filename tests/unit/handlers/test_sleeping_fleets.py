@@ -48,7 +48,7 @@ class World:
     def fleets(self) -> Mapping[Key, Json]:
         return {CHAT: self.raw}
 
-    def heard(self, fleet: Key) -> bool:
+    def remembers(self, fleet: Key) -> bool:
         return True
 
     def target(self, fleet: Key) -> int | None:

@@ -130,7 +130,7 @@ class Scenario:
         self._asked_until = self.world.now + 100.0
         for after_s, share in ((0.0, 0.999), (60.0, 0.0), (80.0 + 20.0 * act.what, 0.999)):
             scale = replace(act, kind="scale", what=share, long=1.0)
-            self.world.after(after_s, lambda a=scale: story.gone or self.users.scale(story, a))  # type: ignore[misc]
+            self.world.after(after_s, lambda a=scale: self._scale(story, a))  # type: ignore[misc]
         long = replace(act, kind="traffic-long", what=1.0)
         self.world.after(40.0, lambda: self._burst(story, long))
 
@@ -150,6 +150,10 @@ class Scenario:
         self._check_requests()
         for story in self.fleets:
             story.disturbed = False
+
+    def _scale(self, story: FleetStory, act: Act) -> None:
+        if not story.gone:
+            self.users.scale(story, act)
 
     def _help_refused(self) -> None:
         """A revision that the fault of a moment ruined stays refused until its user asks for another one."""
@@ -333,7 +337,7 @@ class Scenario:
             if story.mode == "External" or known.get(story.key) != story.uid:
                 continue
             news = (story.uid, story.advice)
-            if self._told.get((operator.name, story.key)) != news or not operator.core.heard(story.key):
+            if self._told.get((operator.name, story.key)) != news or not operator.core.remembers(story.key):
                 self._told[operator.name, story.key] = news
                 out.append(story.decision())
         return out
