@@ -45,11 +45,10 @@ def test_edits_in_any_order_end_with_the_last_good_one(
             case "back":
                 world.change(GOOD)
             case "scale":
-                if strategy == "InPlace":
-                    # Where all may go at once there is nothing left to compare with, and serving is enough (decision 0012).
-                    number = max(number, max_unavailable + 1)
-                world.scale(number)
-                least_wanted = min(least_wanted, number)
+                # Where all may go at once there is nothing left to compare with, and serving is enough (decision 0012).
+                replicas = max(number, max_unavailable + 1) if strategy == "InPlace" else number
+                world.scale(replicas)
+                least_wanted = min(least_wanted, replicas)
             case "places":
                 world.places = max(4, number + 2)
             case _:
