@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from moefleet_perf import EIGHT_H800, load_calibration
 from moefleet_perf.prefixes import MARK_TOKENS, token_marks
@@ -73,6 +73,7 @@ def drained(told: set[int], log: PrefixLog) -> set[int]:
     return after(told, log.drain())
 
 
+@example([(0, 64, ""), (0, 48, ""), (0, 48, ""), (0, 48, ""), (0, 97, "")], 48)
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

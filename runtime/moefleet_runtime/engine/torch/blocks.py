@@ -51,6 +51,9 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         # Of a known block: the prefixes that end in it, as pickers name them.
         self._marks: dict[int, tuple[int, ...]] = {}
+        # Blocks with each of them: where blocks are longer than the steps between marks, prompts that part inside a block have
+        # blocks of their own and a mark in common.
+        self._with_mark: Counter[int] = Counter()
         self._log = log or PrefixLog()
         # Oldest first.
         self._free: OrderedDict[int, None] = OrderedDict((b, None) for b in range(1, blocks + 1))
@@ -99,7 +102,7 @@ class BlockPool:
         if known_as is not None:
             del self._by_hash[known_as]
             self._hash_of[block] = None
-            self._log.removed(self._marks.pop(block, ()))
+            self._log.removed(self._unmark(block))
             self.reusable -= 1
         self._holders[block] = 1
         return block
@@ -112,7 +115,18 @@ class BlockPool:
             self._hash_of[block] = block_hash
             if marks:
                 self._marks[block] = marks
+                self._with_mark.update(marks)
                 self._log.stored(marks)
+
+    def _unmark(self, block: int) -> list[int]:
+        """The prefixes that no other block has either."""
+        gone = []
+        for mark in self._marks.pop(block, ()):
+            self._with_mark[mark] -= 1
+            if not self._with_mark[mark]:
+                del self._with_mark[mark]
+                gone.append(mark)
+        return gone
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less of each. The end of a prefix is useless without its beginning, so the end goes first."""
