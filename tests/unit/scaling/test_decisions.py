@@ -123,6 +123,11 @@ class Fleet:
             [(4, "DemandSteady"), (1, "DemandSteady")],
         ),
         (
+            "nothing any more: the noise of a count of nothing is no reason to keep three times the level",
+            [(300, 18), (450, 0)],
+            [(3, None), (1, None)],
+        ),
+        (
             "a dip shorter than the window and the hold changes nothing",
             [(300, 26), (20, 0), (60, 26)],
             [(4, "DemandSteady"), (4, None), (4, "DemandSteady")],
