@@ -66,6 +66,8 @@ class Answers:
 
     def take(self, waiting: Waiting, outcome: Outcome, now: float) -> Lesson:
         key, step = waiting.fleet, waiting.step
+        if isinstance(step, CreateReplica):
+            self._memory.answered(key, step.name)
         match outcome:
             case Ok(object=raw):
                 return self._learn(waiting, raw, now)
@@ -91,6 +93,8 @@ class Answers:
                 ends = isinstance(outcome, Forbidden) and outcome.namespace_ends
                 return Lesson(False, wait_s=NAMESPACE_ENDS_WAIT_S if ends else 0.0)
             case Transient(retry_after_s=asked_s):
+                if isinstance(step, CreateReplica):
+                    self._memory.doubt(key, step.name, now)
                 return Lesson(False, wait_s=asked_s or 0.0)
             case Conflict():
                 return Lesson(False)

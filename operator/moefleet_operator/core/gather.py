@@ -58,6 +58,8 @@ class Gatherer:
             for r in self.replicas(key, record.uid)
         ]
         owner = store.name_owner(key)
+        taken = store.names_taken(key)
+        memory.saw_pods(key, taken)
         rendered = self._render(key, record.uid, resource, fleet.status)
         history = None
         if "ControllerRevision" not in unavailable:
@@ -71,7 +73,7 @@ class Gatherer:
             good=self._good(key, record, resource, rendered, history or ()),
             replicas=tuple(replicas),
             orphans=tuple(store.orphans_of(key)),
-            taken=frozenset(store.names_taken(key) | memory.collisions(key, now)),
+            taken=frozenset(taken | memory.collisions(key, now)),
             gateways=tuple(
                 Gateway(g.uid, g.name, g.is_true("Ready") and not g.terminating, reports.views.get(g.uid))
                 for g in store.gateways.values()

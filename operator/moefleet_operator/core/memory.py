@@ -6,7 +6,7 @@ from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.canary import watched
 from moefleet_operator.planning.observed import Observed
 from moefleet_operator.planning.revisions import Watch
-from moefleet_operator.planning.steps import AnyStep, CallResume
+from moefleet_operator.planning.steps import AnyStep, CallResume, CreateReplica
 from moefleet_operator.rendering.pod import RenderedPod
 from moefleet_operator.rendering.problem import Problem
 
@@ -19,6 +19,9 @@ from .translate import group_of, signature_of
 COLLISION_S = 600.0
 # Backoffs of objects that nobody has tried to change for so long: they are gone.
 FORGET_S = 600.0
+# A create whose answer was lost may have made its pod: so long nothing of another name is made in its place, whatever the spec
+# says meanwhile. A watch is rarely later; the same name may be tried at once, for that is never done twice.
+DOUBT_S = 5.0
 # After a new failure of what had succeeded without effect: long enough to see the watch catch up.
 NO_EFFECT_STATUS_S = 1.0
 
@@ -49,6 +52,8 @@ class Memory:
         self._refused: dict[Key, dict[str, Problem]] = {}
         self._generation: dict[Key, int] = {}
         self._collisions: dict[Key, dict[str, float]] = {}
+        # Pods that may have been made: name, and how long that stays in doubt.
+        self._doubts: dict[Key, dict[str, float]] = {}
         # Replicas whose node has had too few GPUs since when: nobody but us has seen when it began.
         self.short_since: dict[str, float] = {}
 
@@ -58,7 +63,10 @@ class Memory:
         """When this step may be done; not after `now`: at once."""
         at, signature = (key, group_of(step)), signature_of(step)
         until = self.backoff.until(at)
-        if until <= now and at[1] != CREATE and self._repeats(at, signature):
+        if isinstance(step, CreateReplica):
+            others = (u for name, u in self._doubts.get(key, {}).items() if name != step.name)
+            return max([until, *others])
+        if until <= now and self._repeats(at, signature):
             return self.backoff.failed(at, now)
         return until
 
@@ -122,6 +130,17 @@ class Memory:
     def collisions(self, key: Key, now: float) -> set[str]:
         return {name for name, until in self._collisions.get(key, {}).items() if until > now}
 
+    def doubt(self, key: Key, name: str, now: float) -> None:
+        """Whether this pod was made is not known."""
+        self._doubts.setdefault(key, {})[name] = now + DOUBT_S
+
+    def answered(self, key: Key, name: str) -> None:
+        self._doubts.get(key, {}).pop(name, None)
+
+    def saw_pods(self, key: Key, pods: set[str]) -> None:
+        if key in self._doubts:
+            self._doubts[key] = {name: u for name, u in self._doubts[key].items() if name not in pods}
+
     def watch(self, key: Key, observed: Observed, wall: float) -> Watch | None:
         """Where the comparison of a new revision began; from now on, when it begins."""
         found = watched(observed, self._watches.get(key), wall)
@@ -144,6 +163,7 @@ class Memory:
         self._refused.pop(key, None)
         self._generation.pop(key, None)
         self._collisions.pop(key, None)
+        self._doubts.pop(key, None)
         self._last_done = {at: done for at, done in self._last_done.items() if at[0] != key}
 
     def forget(self, pods: set[str], now: float) -> None:
@@ -151,6 +171,9 @@ class Memory:
         self.unresumable &= pods
         self.short_since = {uid: since for uid, since in self.short_since.items() if uid in pods}
         self.backoff.forget(now, FORGET_S)
+        self._doubts = {
+            key: found for key, found in self._doubts.items() if max(found.values(), default=0.0) > now
+        }
         self._last_done = {
             at: done
             for at, done in self._last_done.items()

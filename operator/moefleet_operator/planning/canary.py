@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from moefleet_operator.api import conditions as reasons
 from moefleet_operator.rendering.pod import RenderedPod
 
+from .drain import CLOCK_SLACK_S
 from .failing import failing
 from .history import verdict_of
 from .observed import Observed, Replica
@@ -53,6 +55,9 @@ def watched(observed: Observed, before: Watch | None, now: float) -> Watch | Non
     if not any(r.ready and r.pod.revision == revision for r in observed.replicas):
         return None
     watch = before if before is not None and before.revision == revision else Watch(revision, now)
+    if watch.began_at > now + CLOCK_SLACK_S:
+        # The clock was set back: by it the comparison would last until the old time has come again.
+        watch = replace(watch, began_at=now)
     told = {r.uid: r.load for r in observed.replicas if r.ready and r.load is not None}
     marks = {
         uid: watch.marks.get(uid) or Mark(load.incarnation, load.outcomes)

@@ -20,6 +20,7 @@ from .failing import failing
 from .history import entry_of, verdict_of
 from .observed import Observed, Replica
 from .victims import victims
+from .warm import resumable
 from .wording import count, share_are, there_are
 
 
@@ -63,7 +64,9 @@ def _deserves_care(replica: Replica, revision: str) -> bool:
     return serves and replica.pod.revision != revision
 
 
-def advance(observed: Observed, way: Course, live: list[Replica], wanted: int, out: Shape) -> None:
+def advance(
+    observed: Observed, way: Course, live: list[Replica], wanted: int, out: Shape, *, now: float
+) -> None:
     """The next step from old replicas to `way.aim`; nothing when none is old."""
     aim = way.aim
     if aim is None:
@@ -100,9 +103,13 @@ def advance(observed: Observed, way: Course, live: list[Replica], wanted: int, o
         out.drain.append(leave)
         return
     stuck = [r for r in waiting if r.unschedulable_since is not None]
+    going = sum(1 for r in observed.replicas if _leaves(r))
+    if way.stage == "canary" and stuck and going >= len(stuck):
+        _stand(out, "Wait", f"{stuck[0].name} waits for the place of a replica that is on its way out")
+        return
     floor = max(wanted - fleet.max_unavailable, 0 if fleet.strategy == "InPlace" else 1)
-    # One that is not ready is missed by nobody.
-    spare = not victim.ready or ready_after >= floor
+    # One that does not serve is missed by nobody; one that was just taken back does, and is ready in a moment.
+    spare = ready_after >= floor or not _serves(victim)
     if waiting and (fleet.strategy == "Surge" or len(stuck) < len(waiting)):
         # In place, `maxUnavailable` may be on their way at a time; a new one beside the old ones is waited for.
         in_place = way.stage != "canary" and len(live) <= wanted and not _may_surge(observed, ready)
@@ -114,19 +121,26 @@ def advance(observed: Observed, way: Course, live: list[Replica], wanted: int, o
             out, "Wait", f"{there_are(len(live))} of {count(wanted, 'wanted replica')}, and one more comes"
         )
         return
-    # One beside the wanted ones: after a change back and forth it may be there already.
+    # One beside the wanted ones: after a change back and forth it may be there already, or still drain.
+    warm = resumable(observed, aim.revision, {r.uid for r in out.resume}, now)
+    if warm and len(live) <= wanted and fleet.strategy != "InPlace":
+        said = f"{warm[0].name} is of revision {aim.revision} and still drains, so it comes back"
+        _stand(out, "Surge", said)
+        out.resume.append(warm[0])
+        out.resume_message = said
+        return
     if not stuck and len(live) <= wanted and _may_surge(observed, ready):
         said = f"revision {aim.revision}: a new replica beside {count(len(serving), 'old one')}"
         _stand(out, "Surge", f"{said}, because {_why_surge(observed)}")
         out.make(aim, 1, said, reasons.ROLLOUT_IN_PROGRESS)
         return
-    if fleet.strategy == "Auto" and not waiting and not fits and any(_leaves(r) for r in observed.replicas):
+    if fleet.strategy == "Auto" and not waiting and not fits and going:
         _stand(out, "Wait", "a replica is on its way out, and its place is room for a new one")
         return
     if spare:
         _stand(out, "InPlace", f"{victim.name} goes first, because {_why_in_place(observed)}")
         out.drain.append(leave)
-    elif not any(_leaves(r) for r in observed.replicas):
+    elif not going:
         out.held = Problem(
             reasons.LAST_READY_REPLICA if ready <= 1 else reasons.NO_ROOM_FOR_SURGE,
             f"{share_are(ready, wanted, 'replica')} ready and {room(fits)}: taking one away would leave "
@@ -154,6 +168,10 @@ def refusal(observed: Observed, way: Course) -> Problem | None:
 
 def _serves_nobody(replica: Replica) -> bool:
     return not replica.ready and (not replica.may_have_streams or failing(replica) is not None)
+
+
+def _serves(replica: Replica) -> bool:
+    return replica.ready or (replica.load is not None and replica.load.state == "SERVING")
 
 
 def _leaves(replica: Replica) -> bool:

@@ -12,11 +12,13 @@ from moefleet_operator.rendering.problem import Problem
 
 from .changes import Leaving, Shape, Stand
 from .drain import CLOCK_SLACK_S
-from .leaving import Departure, comes_back, departure, disrupted, needs_room
+from .leaving import Departure, departure, disrupted, needs_room
+from .nodes import trouble
 from .observed import Observed, Replica
 from .rollout import Course, advance, course, refusal, room
 from .steps import Target
 from .victims import victims
+from .warm import resumable
 from .wording import count_are, there_are
 
 # A second unschedulable replica is taken back after so long: the scheduler looks again when a pod ends or a node comes.
@@ -53,8 +55,8 @@ def shape(observed: Observed, target: Target, now: float, *, passed: bool = Fals
         return out
     _take_back_unschedulable(observed, live, now, out)
     _replace_closed(observed, live, out)
-    _let_leave(leaves, way, out)
-    advance(observed, way, live, wanted, out)
+    _let_leave(observed, leaves, way, now, out)
+    advance(observed, way, live, wanted, out, now=now)
     _fill(observed, way, target, now, out)
     _tell_stuck(observed, live, wanted, now, out)
     if (refused := refusal(observed, way)) is not None:
@@ -76,12 +78,17 @@ def wants_room(observed: Observed, target: Target) -> bool:
     return falls_short(observed, target) or stuck or needs_room(observed)
 
 
-def _let_leave(leaves: Departure, way: Course, out: Shape) -> None:
+def _let_leave(observed: Observed, leaves: Departure, way: Course, now: float, out: Shape) -> None:
     gone = {leaving.replica.uid for leaving in out.drain}
     out.drain += [Leaving(r, reasons.EVICTION, why) for r, why in leaves.go if r.uid not in gone]
     # While a canary is compared, what leaves is replaced by what has proved itself.
     if leaves.make and way.rest is not None:
-        out.make(way.rest, 1, leaves.make, reasons.REPLACING_REPLICA)
+        drain = resumable(observed, way.rest.revision, (), now)
+        # Not from one node that somebody empties to another.
+        warm = [r for r in drain if trouble(r.pod, r.node, now) is None][:1]
+        out.resume += warm
+        out.resume_message = leaves.make
+        out.make(way.rest, 1 - len(warm), leaves.make, reasons.REPLACING_REPLICA)
     if leaves.wake_at is not None:
         out.wake(leaves.wake_at)
 
@@ -98,10 +105,10 @@ def _fill(observed: Observed, way: Course, target: Target, now: float, out: Shap
     canaries = 0
     if way.stage == "canary" and not any(r.pod.revision == way.aim.revision for r in live):
         canaries = 1
-    counted = [(way.aim, canaries), (way.rest, missing - canaries)]
+    counted = [(way.aim, canaries), (way.rest, _beside_canaries(observed, way, live, missing - canaries))]
     short: list[tuple[RenderedPod, int]] = []
     for rendered, number in counted:
-        found = _resumable(observed, rendered.revision, [r.uid for r in out.resume], now)[:number]
+        found = resumable(observed, rendered.revision, {r.uid for r in out.resume}, now)[:number]
         out.resume += found
         short.append((rendered, number - len(found)))
     missing = sum(number for _, number in short)
@@ -117,6 +124,20 @@ def _fill(observed: Observed, way: Course, target: Target, now: float, out: Shap
         made = min(number, allowed)
         allowed -= made
         out.make(rendered, made, message, reasons.REPLACING_REPLICA if lost else reasons.SCALING_UP)
+
+
+def _beside_canaries(observed: Observed, way: Course, live: list[Replica], number: int) -> int:
+    """How many of the old revision may come: one that drains to make room for a canary without a node would drain again."""
+    if way.stage != "canary" or way.aim is None:
+        return number
+    revision = way.aim.revision
+    stuck = sum(1 for r in live if r.pod.revision == revision and r.unschedulable_since is not None)
+    leaving = sum(
+        1
+        for r in observed.replicas
+        if r.pod.terminating or (r.drain is not None and r.drain.reason == reasons.ROLLOUT)
+    )
+    return min(number, max(0, leaving - stuck)) if stuck and leaving else number
 
 
 def _too_few_or_many(wanted: int, live: int, target: Target) -> str:
@@ -202,28 +223,6 @@ def _none_large_enough(matching: int) -> str:
             return "the only node that matches is too small for one replica"
         case _:
             return f"none of the {matching} nodes that match is large enough for one replica"
-
-
-def _resumable(observed: Observed, revision: str, taken: list[str], now: float) -> list[Replica]:
-    """Draining replicas that can serve again: warm ones before cold ones. One that must leave its node is none."""
-    found = [
-        r
-        for r in observed.replicas
-        if r.draining
-        and not r.pod.terminating
-        and r.pod.revision == revision
-        and r.uid not in taken
-        and r.drain is not None
-        and (r.drain.reason in (reasons.SCALE_DOWN, reasons.ROLLOUT) or comes_back(r, now))
-        and r.load is not None
-        and r.load.state in ("SERVING", "DRAINING", "DRAINED")
-        and r.may_have_streams
-        and r.uid not in observed.unresumable
-    ]
-    # Those already half-way back first, so that two passes mean the same replica.
-    return sorted(
-        found, key=lambda r: (0 if r.load is not None and r.load.state == "SERVING" else 1, r.pod.slot)
-    )
 
 
 def _replace_after(observed: Observed, now: float) -> float:

@@ -106,7 +106,7 @@ def _drain_unconfirmed() -> Sequence[Swap]:
 
 
 def _never_resume() -> Sequence[Swap]:
-    return [(shape, "_resumable", lambda *_: [])]
+    return [(shape, "resumable", lambda *_: []), (rollout, "resumable", lambda *_: [])]
 
 
 def _resume_half() -> Sequence[Swap]:
@@ -117,7 +117,9 @@ def _resume_half() -> Sequence[Swap]:
 
 
 def _all_old_at_once() -> Sequence[Swap]:
-    def restart(_o: Observed, way: rollout.Course, live: list[Replica], _wanted: int, out: Changes) -> None:
+    def restart(
+        _o: Observed, way: rollout.Course, live: list[Replica], _wanted: int, out: Changes, **_now: float
+    ) -> None:
         old = [r for r in live if way.aim is not None and r.pod.revision != way.aim.revision]
         out.drain += [Leaving(r, "Rollout", "planted") for r in old]
 

@@ -135,6 +135,10 @@ def test_a_watch_begins_when_the_canary_is_ready_marks_who_comes_later_and_ends_
     grown = watched(later, begun, NOW + 9)
     assert grown is not None
     assert (grown.began_at, grown.marks["uid-0-5"].outcomes.ended) == (NOW, 3)
+    back = watched(looked, begun, NOW - 700)
+    assert back is not None
+    assert (back.began_at, back.marks) == (NOW - 700, begun.marks), "a clock that was set back (seed 492)"
+    assert watched(looked, begun, NOW - 20) is begun
     decided = tuple(replace(r, verdict="good") for r in looked.history or ())
     assert watched(replace(looked, history=decided), begun, NOW + 9) is None
     assert watched(replace(looked, replicas=looked.replicas[1:]), begun, NOW + 9) is None, "it is gone"

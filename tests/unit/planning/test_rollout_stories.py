@@ -8,11 +8,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from moefleet_operator import names
 from moefleet_operator.planning.observed import Capacity, Replica
 from moefleet_operator.planning.plan import plan
 from moefleet_operator.planning.reported import ReplicaLoad
+from moefleet_operator.planning.revisions import PastRevision
 from moefleet_operator.planning.steps import DeleteReplica, MarkConditions
-from moefleet_testing.builders import NOW, OLD, a_gateway, a_pod, false, observed, ready, true
+from moefleet_testing.builders import (
+    NOW,
+    OLD,
+    a_fleet,
+    a_gateway,
+    a_pod,
+    a_rendered,
+    false,
+    observed,
+    pending,
+    ready,
+    true,
+)
 from moefleet_testing.rolling import Behaviour, World
 
 A, B, C, D = "aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"
@@ -249,6 +263,42 @@ def test_36_max_unavailable_is_honoured_and_used() -> None:
     assert world.least_ready == 2
 
 
+@pytest.mark.parametrize("wanted", [3, 4])
+def test_36_what_drains_to_make_room_for_a_canary_is_not_taken_back_into_its_place(wanted: int) -> None:
+    world = World(A, places=3, strategy="InPlace", max_unavailable=2).steady()
+    for pod in world.pods.values():
+        pod.streams = 2
+    world.change(B)
+    world.run(30.0, lambda: world.live(B) == 1)
+    world.scale(wanted)
+    # The world itself checks that a plan comes to rest.
+    world.run(300.0)
+    assert world.ready(A) >= 1
+    for pod in world.pods.values():
+        pod.streams = 0
+        pod.state = "DRAINED" if pod.draining else pod.state
+    world.places = 4
+    rolled(world, B)
+
+
+def test_36_one_that_was_taken_back_a_moment_ago_is_not_drained_again() -> None:
+    """Seed 228 of the simulation: ten times a second, while a canary waited for a node."""
+    gate = names.GATE_REGISTERED
+    serves = a_pod(
+        1, OLD, {"PodScheduled": true(), "ContainersReady": true(), "Ready": false(), gate: false()}
+    )
+    seen = observed(
+        pending(0, unschedulable_for_s=5),
+        ready(0, OLD),
+        Replica(serves, ReplicaLoad("SERVING")),
+        fleet=a_fleet(replicas=3, strategy="InPlace"),
+        history=(PastRevision("chat-old", "uid-old", OLD, 1, "good"),),
+        good=a_rendered(OLD),
+        capacity=Capacity(0, 3, 3),
+    )
+    assert [s for s in plan(seen, NOW).steps if s.reason == "Rollout"] == []
+
+
 def test_36_surge_never_ends_an_old_one_first() -> None:
     world = World(A, places=3, strategy="Surge").steady()
     world.change(B)
@@ -388,6 +438,21 @@ def test_40_a_revert_takes_back_replicas_that_still_drain() -> None:
     world.run(30.0)
     assert world.ready(A) == 3
     assert world.deleted.count(A) == 0
+
+
+def test_40_a_revert_makes_no_cold_replica_while_a_warm_one_drains() -> None:
+    """Seeds 138, 199, 231, 235 and 457 of the simulation."""
+    world = World(A, places=8).steady()
+    for pod in world.pods.values():
+        pod.streams = 2
+    world.change(B)
+    world.run(HOUR_S, lambda: world.ready(B) == world.ready() == 3)
+    assert sum(p.draining for p in world.pods.values()) == 3
+    world.created.clear()
+    world.change(A)
+    rolled(world, A)
+    assert world.created == []
+    assert world.least_ready == 3
 
 
 # --- 41, 44: what the operator remembers --------------------------------------------------------------------------------

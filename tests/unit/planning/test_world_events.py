@@ -151,6 +151,8 @@ ROWS = [
     Row("nothing is wrong", [on(ready(0))]),
     # --- cordon ------------------------------------------------------------------------------------------------
     Row("cordoned, with room: another is made first", [cordoned(ready(0))], ["create 1"], "NodeCordoned", facts=WITH_ROOM),
+    Row("cordoned, and one still drains elsewhere: it comes back, nothing cold is made", [cordoned(ready(0)), on(draining(1, active=2))], ["CallResume 1"], "NodeCordoned", facts=WITH_ROOM),
+    Row("but not one that drains on such a node, too", [cordoned(ready(0)), cordoned(draining(1, active=2))], ["create 2"], "NodeCordoned", facts=WITH_ROOM),
     Row("nothing goes before it is ready", [cordoned(ready(0)), on(starting(1))], [], "NodeCordoned", facts=WITH_ROOM),
     Row("then the one on the cordoned node drains", [cordoned(ready(0)), on(ready(1))], [f"drain 0 {E}"], "NodeCordoned", facts=WITH_ROOM),
     Row("cordoned, without room: it serves on, and it is said", [cordoned(ready(0))], [], "NodeCordoned", facts=WITHOUT),

@@ -35,6 +35,7 @@ class Stage(Protocol):
     def disturb_all(self) -> None: ...
     def all_there(self) -> bool: ...
     def apply_again(self) -> None: ...
+    def last_until(self, at: float) -> None: ...
 
 
 class Faults:
@@ -375,6 +376,8 @@ class Faults:
         if self.stage.all_there():
             self.api.back_up()
             self.world.tell("etcd is backed up")
+            # In this episode: what goes back after the quiet has begun takes away what was found settled.
+            self.stage.last_until(self.world.now + 5.0 + 60.0 * act.long)
             self.world.after(5.0 + 60.0 * act.long, self._go_back)
 
     def _go_back(self) -> None:

@@ -55,6 +55,8 @@ class Scenario:
         self._traffic_until = 0.0
         # Whoever asks for several things one after the other has done so by then.
         self._asked_until = 0.0
+        # What an episode began has happened by then, whatever its length.
+        self._lasts_until = 0.0
 
     @property
     def served(self) -> int:
@@ -93,6 +95,8 @@ class Scenario:
         for story in self.fleets:
             world.after(self._rng.uniform(0.0, 20.0), lambda s=story: self._traffic(s))  # type: ignore[misc]
         world.run(world.now + episode.active_s)
+        # The owners of the fleets apply them again a little after a restore.
+        world.run(max(world.now, self._lasts_until))
         world.tell("quiet from here on")
         self.faults.heal()
         for story in self.fleets:
@@ -280,6 +284,9 @@ class Scenario:
 
     def all_there(self) -> bool:
         return all(not s.gone and self.api.get("MoEFleet", s.key) is not None for s in self.fleets)
+
+    def last_until(self, at: float) -> None:
+        self._lasts_until = max(self._lasts_until, at)
 
     def apply_again(self) -> None:
         """Whoever keeps the fleets' specs applies them to what the backup knew."""
