@@ -6,6 +6,7 @@ is made on what is being changed. Calls to replicas do not hold the key: a repli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -56,6 +57,8 @@ PASSES_PER_CALL = 16
 # Times that a plan asks for are never now again: what is due at this moment has just been looked at.
 LATER_S = 0.05
 
+# Steps that hold no key.
+_CALLS = (CallDrain, CallResume)
 # Group of Events: whatever becomes of them, nothing follows from it.
 _EVENT = "event"
 
@@ -69,6 +72,7 @@ class Core:
         self._gatherer = Gatherer(settings, self._store, self._reports, self._memory)
         self._answers = Answers(self._store, self._reports, self._memory)
         self._leadership = Leadership(settings)
+        self._self_key = Key(settings.namespace, settings.identity)
         self._queue: WorkQueue[Key] = WorkQueue(jitter)
         self._under_way: dict[int, Waiting] = {}
         self._runs: dict[Key, Run] = {}
@@ -118,22 +122,30 @@ class Core:
         self._leadership.let_go(bool(self._under_way), now)
         if (request := self._leadership.request(now, wall)) is not None:
             self._leadership.under_way(self._emit(request))
-        if self._leadership.may_plan(now):
+        plans = self._leadership.may_plan(now)
+        if plans:
             self._run(now, wall)
         if (end := self._leadership.exit(bool(self._under_way), now)) is not None:
             self._exited = True
             self._emit(end)
             return self._out
-        self._wake(event, now)
+        self._wake(event, now, plans)
         return self._out
 
     def _take(self, event: Event, now: float) -> None:
+        # The most frequent first: half of all is the Lease's.
         match event:
+            case Tick():
+                pass
+            case EffectDone(effect_id=effect_id, outcome=outcome):
+                if not self._leadership.answered(effect_id, outcome, now):
+                    self._done(effect_id, outcome, now)
             case ObjectChanged(kind=kind, key=key, object=raw, uid=uid):
                 self._changed(kind, self._store.apply(kind, key, raw, uid), now, raw is None)
             case Relisted(kind=kind, objects=objects, as_of=as_of):
                 self._changed(kind, self._store.relisted(kind, objects, as_of), now, True)
-                self._forget(now)
+                if kind == "Pod":
+                    self._forget(now)
             case Synced(kind=kind, available=available):
                 self._leadership.synced(kind, available)
             case TelemetryUpdate():
@@ -147,13 +159,8 @@ class Core:
             case NumbersMeasured(fleet=fleet):
                 self._reports.measured(event)
                 self._touch(fleet, max(now, self._memory.status_at.get(fleet, 0.0) + NUMBERS_EVERY_S))
-            case EffectDone(effect_id=effect_id, outcome=outcome):
-                if not self._leadership.answered(effect_id, outcome, now):
-                    self._done(effect_id, outcome, now)
             case Stop():
                 self._leadership.stop(now)
-            case Tick():
-                pass
             case _:
                 assert_never(event)
 
@@ -175,17 +182,16 @@ class Core:
         else:
             self._drop_fleet(fleet)
 
-    def _wake(self, event: Event, now: float) -> None:
-        times = self._leadership.wake_times(now)
-        if self._leadership.may_plan(now) and (due := self._queue.next_at()) is not None:
-            times.append(due)
-        if not times:
+    def _wake(self, event: Event, now: float, plans: bool) -> None:
+        at = self._leadership.wake_at(now)
+        if plans and (due := self._queue.next_at()) is not None and due < at:
+            at = due
+        if at == math.inf:
             return
-        at = max(min(times), now)
+        at = max(at, now)
         if at != self._wake_at or at <= now or isinstance(event, Tick):
             self._wake_at = at
-            key = Key(self._settings.namespace, self._settings.identity)
-            self._emit(WakeAt(id=0, object=key, reason="Wake", message="", not_after=at, at=at))
+            self._emit(WakeAt(id=0, object=self._self_key, reason="Wake", message="", not_after=at, at=at))
 
     # --- one fleet ------------------------------------------------------------------------------------------
 
@@ -212,8 +218,10 @@ class Core:
         made = self._plan(key, record, now, wall)
         later = [now + (made.wake_at - wall)] if made.wake_at is not None else []
         run = Run()
-        common = self._common(key, record, wall)
+        # Signing the token takes longer than most passes, and most have nothing to do.
+        common = self._common(key, record, wall) if made.steps else None
         for step in made.steps:
+            assert common is not None
             until = self._blocked_until(key, step, now)
             if until > now:
                 later.append(until)
@@ -241,9 +249,13 @@ class Core:
             creating=sum(run.creates for run in self._runs.values()),
             now=now,
         )
-        observed = replace(observed, watch=self._memory.watch(key, observed, wall))
+        if (watch := self._memory.watch(key, observed, wall)) is not None:
+            observed = replace(observed, watch=watch)
         made = plan(observed, wall)
-        if self._memory.keep_refused(key, _wanted_groups(observed, made)):
+        forgets = self._memory.any_refused(key) and self._memory.keep_refused(
+            key, _wanted_groups(observed, made)
+        )
+        if forgets:
             # What was refused is wanted no more, so it is no problem any more.
             observed = replace(
                 observed, refused=self._memory.refused(key, {r.uid for r in observed.replicas})
@@ -271,7 +283,7 @@ class Core:
         )
 
     def _blocked_until(self, key: Key, step: AnyStep, now: float) -> float:
-        if isinstance(step, CallDrain | CallResume):
+        if isinstance(step, _CALLS):
             group = group_of(step)
             if any(w.fleet == key and w.group == group for w in self._under_way.values()):
                 # The answer brings the fleet back.
@@ -281,7 +293,7 @@ class Core:
     def _start(self, key: Key, step: AnyStep, common: Common, run: Run) -> None:
         effect_id = self._emit(effect_of(step, common))
         self._under_way[effect_id] = Waiting(key, group_of(step), signature_of(step), step)
-        if not isinstance(step, CallDrain | CallResume):
+        if not isinstance(step, _CALLS):
             run.pending.add(effect_id)
             run.creates += isinstance(step, CreateReplica)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from moefleet_operator.planning.reported import EndpointView, GatewayView, ReplicaLoad, ReplicaState
 
@@ -59,9 +59,8 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Names one object of a kind; nodes have an empty namespace."""
+class Key(NamedTuple):
+    """Names one object of a kind; nodes have an empty namespace. A tuple: keys are hashed more often than anything else."""
 
     namespace: str
     name: str

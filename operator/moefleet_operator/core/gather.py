@@ -8,7 +8,7 @@ from dataclasses import replace
 from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.capacity import capacity
 from moefleet_operator.planning.facts import PodFacts, pod_requests
-from moefleet_operator.planning.history import history_of, last_good, restored
+from moefleet_operator.planning.history import last_good, restored
 from moefleet_operator.planning.nodes import NodeSeen, shortage
 from moefleet_operator.planning.observed import Fleet, Gateway, Json, Observed, Replica
 from moefleet_operator.planning.quotas import within_quotas
@@ -53,9 +53,10 @@ class Gatherer:
         store, reports, memory = self._store, self._reports, self._memory
         memory.saw_generation(key, resource)
         nodes_seen = "Node" not in unavailable
+        loads = reports.loads
         replicas = [
-            replace(r, node=self._node(r.pod, now)) if nodes_seen else r
-            for r in self.replicas(key, record.uid)
+            Replica(pod, loads.get(pod.uid), self._node(pod, now) if nodes_seen else None)
+            for pod in store.pods_of(key, record.uid)
         ]
         owner = store.name_owner(key)
         taken = store.names_taken(key)
@@ -63,7 +64,7 @@ class Gatherer:
         rendered = self._render(key, record.uid, resource, fleet.status)
         history = None
         if "ControllerRevision" not in unavailable:
-            history = history_of(store.revisions_of(key), record.uid)
+            history = store.history(key, record.uid)
         observed = Observed(
             fleet=fleet,
             resource=resource,
@@ -94,7 +95,7 @@ class Gatherer:
         if not wants_room(observed, target(observed)):
             return observed
         if nodes_known:
-            observed = self._with_room(observed, creating)
+            observed = self._with_room(key, observed, creating)
         return self._with_quotas(key, observed, creating)
 
     def replicas(self, key: Key, uid: str) -> Sequence[Replica]:
@@ -121,16 +122,21 @@ class Gatherer:
         silent = sum(1 for n in nodes if n.unready_since is not None)
         return silent >= UNHEARD_MIN and silent >= UNHEARD_SHARE * len(nodes)
 
-    def _with_room(self, observed: Observed, creating: int) -> Observed:
+    def _with_room(self, key: Key, observed: Observed, creating: int) -> Observed:
         rendered = observed.rendered
         if not isinstance(rendered, RenderedPod):
             return observed
         spec = rendered.body["spec"]
         requests = pod_requests(spec)
-        usage = self._store.usage
-        coming = usage.waiting(requests) + creating
-        room = capacity(spec, requests, self._store.nodes.values(), usage.by_node(), coming)
-        return replace(observed, capacity=room)
+        store = self._store
+        coming = store.usage.waiting(requests) + creating
+        # Counting all nodes is dear where there are thousands, and between two passes often nothing about them has changed.
+        at = (store.usage.version, store.nodes_version, coming)
+        counted = self._memory.counted.get(key)
+        if counted is None or counted[0] is not rendered or counted[1] != at:
+            room = capacity(spec, requests, store.nodes.values(), store.usage.by_node(), coming)
+            counted = self._memory.counted[key] = (rendered, at, room)
+        return replace(observed, capacity=counted[2])
 
     def _with_quotas(self, key: Key, observed: Observed, creating: int) -> Observed:
         quotas = self._store.quotas.get(key.namespace)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .effects import Effect, Exit, ReadLease, WriteLease
 from .events import KINDS, Key, Kind, Outcome
 from .lease import LeaseMachine, Read
@@ -42,7 +44,7 @@ class Leadership:
             self._stopping_since is None
             and self._lease.leading(now)
             and now >= self._settle_until
-            and self._synced.issuperset(KINDS)
+            and len(self._synced) == len(KINDS)
         )
 
     def synced(self, kind: Kind, available: bool) -> None:
@@ -131,12 +133,15 @@ class Leadership:
             code=0,
         )
 
-    def wake_times(self, now: float) -> list[float]:
-        times = [] if self._lease.busy else [self._lease.next_at]
+    def wake_at(self, now: float) -> float:
+        """When there is something to do without any event; infinite: never."""
+        at = math.inf if self._lease.busy else self._lease.next_at
         if self._lease.leading(now):
-            times.append(self._lease.act_until)
+            at = min(at, self._lease.act_until)
             if self._settle_until > now:
-                times.append(self._settle_until)
+                at = min(at, self._settle_until)
         if self._stopping_since is not None:
-            times += [self._stopping_since + STOP_WAIT_S, self._stopping_since + 2 * STOP_WAIT_S]
-        return times
+            # Only what is to come: the first wait being over is no reason to look again at once, and again.
+            waits = (self._stopping_since + STOP_WAIT_S, self._stopping_since + 2 * STOP_WAIT_S)
+            at = min([at, *(end for end in waits if end > now)])
+        return at

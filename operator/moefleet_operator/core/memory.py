@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.canary import watched
-from moefleet_operator.planning.observed import Observed
+from moefleet_operator.planning.observed import Capacity, Observed
 from moefleet_operator.planning.revisions import Watch
 from moefleet_operator.planning.steps import AnyStep, CallResume, CreateReplica
 from moefleet_operator.rendering.pod import RenderedPod
@@ -45,6 +45,8 @@ class Memory:
         self.rendered: dict[Key, tuple[str, int, float, RenderedPod | Problem]] = {}
         # The last good revision as a pod: fleet's uid and generation, the revision.
         self.restored: dict[Key, tuple[str, int, str, RenderedPod | None]] = {}
+        # Free room as it was last counted: for which pod, and from what.
+        self.counted: dict[Key, tuple[RenderedPod, tuple[int, int, int], Capacity]] = {}
         # Comparisons of a new revision with the old one.
         self._watches: dict[Key, Watch] = {}
         # Signature of what last succeeded.
@@ -108,6 +110,9 @@ class Memory:
             if group not in about_pod or group.rsplit(" ", 1)[1] in pods
         }
 
+    def any_refused(self, key: Key) -> bool:
+        return bool(self._refused.get(key))
+
     def keep_refused(self, key: Key, groups: set[str]) -> bool:
         """Forget what was refused of other groups; whether there was any."""
         found = self._refused.get(key, {})
@@ -159,6 +164,7 @@ class Memory:
         self.status_at.pop(key, None)
         self.rendered.pop(key, None)
         self.restored.pop(key, None)
+        self.counted.pop(key, None)
         self._watches.pop(key, None)
         self._refused.pop(key, None)
         self._generation.pop(key, None)

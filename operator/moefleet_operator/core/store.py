@@ -28,10 +28,12 @@ from moefleet_operator.planning.facts import (
     unix_seconds,
     version_of,
 )
+from moefleet_operator.planning.history import history_of
 from moefleet_operator.planning.observed import Fleet, fleet_of
+from moefleet_operator.planning.revisions import PastRevision
 from moefleet_operator.rendering.problem import Problem
 
-from .events import Json, Key, Kind
+from .events import KINDS, Json, Key, Kind
 from .usage import Usage
 
 # Uids of deleted objects that a late watch event must not bring back: far more than can be late at a time.
@@ -71,6 +73,8 @@ class Store:
         # By namespace and then by name.
         self.quotas: dict[str, dict[str, Json]] = {}
         self.usage = Usage()
+        # Changes with what the scheduler looks at in any node.
+        self.nodes_version = 0
         self._fleet_by_uid: dict[str, Key] = {}
         self._pods_by_label: dict[Key, set[Key]] = {}
         self._pods_by_owner: dict[str, set[Key]] = {}
@@ -78,6 +82,9 @@ class Store:
         self._models: dict[str, set[Key]] = {}
         # ControllerRevisions by the fleet of their label.
         self._revisions: dict[Key, dict[Key, Json]] = {}
+        self._histories: dict[Key, tuple[str, tuple[PastRevision, ...]]] = {}
+        # Uid and version of everything that is here.
+        self._seen: dict[Kind, dict[Key, tuple[str, int]]] = {kind: {} for kind in KINDS}
         self._gone: OrderedDict[str, None] = OrderedDict()
         # The newest LIST of each kind, and whether the one after it was older.
         self._listed: dict[Kind, tuple[int, bool]] = {}
@@ -95,9 +102,12 @@ class Store:
         found = [self.pods[key] for key in self._pods_by_label.get(fleet, ()) if not self.pods[key].owner_uid]
         return sorted(found, key=lambda p: (p.slot, p.name))
 
-    def revisions_of(self, fleet: Key) -> list[Json]:
-        """ControllerRevisions with this fleet's label, whoever owns them."""
-        return list(self._revisions.get(fleet, {}).values())
+    def history(self, fleet: Key, uid: str) -> tuple[PastRevision, ...]:
+        """The ControllerRevisions that this very fleet owns, oldest first: read anew only when one of them changes."""
+        known = self._histories.get(fleet)
+        if known is None or known[0] != uid:
+            known = self._histories[fleet] = (uid, history_of(self._revisions.get(fleet, {}).values(), uid))
+        return known[1]
 
     def names_taken(self, fleet: Key) -> set[str]:
         """Names of all pods with this fleet's label, whoever owns them."""
@@ -135,7 +145,7 @@ class Store:
         seen_uid = str(meta.get("uid") or "")
         if seen_uid in self._gone:
             return set()
-        known = self._known(kind, key)
+        known = self._seen[kind].get(key)
         if known is not None:
             known_uid, known_version = known
             # 0: somebody made this object up (tests); it is always news.
@@ -160,17 +170,21 @@ class Store:
             return self._replaced(kind, objects)
         touched: set[Key] = set()
         listed: set[Key] = set()
+        seen = self._seen[kind]
         for raw in objects:
             meta: Json = raw.get("metadata") or {}
             key = Key(str(meta.get("namespace") or ""), str(meta.get("name") or ""))
             listed.add(key)
-            touched |= self.apply(kind, key, raw)
+            known = seen.get(key)
+            # Nearly all of it is known: a LIST heals what the watch has lost.
+            if known is None or not 0 < version_of(raw) <= known[1]:
+                touched |= self.apply(kind, key, raw)
         if not as_of:
             return touched
-        for key in self._keys(kind) - listed:
-            known = self._known(kind, key)
-            if known is not None and known[1] <= as_of:
-                touched |= self._remove(kind, key, known[0])
+        for key in seen.keys() - listed:
+            uid, version = seen[key]
+            if version <= as_of:
+                touched |= self._remove(kind, key, uid)
         return touched
 
     # --- inside ---------------------------------------------------------------------------------------------
@@ -191,7 +205,7 @@ class Store:
         """What is listed is all that there is, whatever newer we have: that was never so. What is gone may be there again."""
         self._gone.clear()
         touched: set[Key] = set()
-        for key in self._keys(kind):
+        for key in set(self._seen[kind]):
             touched |= self._remove(kind, key, "")
         self._gone.clear()
         for raw in objects:
@@ -201,38 +215,9 @@ class Store:
             )
         return touched
 
-    def _keys(self, kind: Kind) -> set[Key]:
-        match kind:
-            case "MoEFleet":
-                return set(self.fleets)
-            case "Pod":
-                return set(self.pods) | set(self.others)
-            case "Node":
-                return set(self.nodes)
-            case "GatewayPod":
-                return set(self.gateways)
-            case _:
-                return {key for k, key in self.children if k == kind}
-
-    def _known(self, kind: Kind, key: Key) -> tuple[str, int] | None:
-        found: FleetRecord | PodFacts | OtherPod | None = None
-        match kind:
-            case "MoEFleet":
-                found = self.fleets.get(key)
-            case "Pod":
-                found = self.pods.get(key) or self.others.get(key)
-            case "GatewayPod":
-                found = self.gateways.get(key)
-            case "Node":
-                node = self.nodes.get(key)
-                return (node.uid, node.version) if node is not None else None
-            case _:
-                child = self.children.get((kind, key))
-                if child is not None:
-                    return (str((child.get("metadata") or {}).get("uid") or ""), version_of(child))
-        return (found.uid, found.version) if found is not None else None
-
     def _put(self, kind: Kind, key: Key, raw: Json) -> set[Key]:
+        meta: Json = raw.get("metadata") or {}
+        self._seen[kind][key] = (str(meta.get("uid") or ""), version_of(raw))
         match kind:
             case "MoEFleet":
                 return self._put_fleet(key, raw)
@@ -246,7 +231,10 @@ class Store:
                 before = self.nodes.get(key)
                 self.nodes[key] = node
                 # Heartbeats change nodes all the time; only what the scheduler looks at matters.
-                return set() if before is not None and _same_room(before, node) else set(self.fleets)
+                if before is not None and _same_room(before, node):
+                    return set()
+                self.nodes_version += 1
+                return set(self.fleets)
             case "ResourceQuota":
                 self.children[kind, key] = raw
                 self.quotas.setdefault(key.namespace, {})[key.name] = raw
@@ -258,6 +246,7 @@ class Store:
                 owners = self._owner_of(raw)
                 for fleet in owners:
                     self._revisions.setdefault(fleet, {})[key] = raw
+                    self._histories.pop(fleet, None)
                 return touched | owners
             case _:
                 was = self.children.get((kind, key))
@@ -266,7 +255,7 @@ class Store:
                 return set() if was is not None and _same_but_status(was, raw) else self._owner_of(raw)
 
     def _remove(self, kind: Kind, key: Key, uid: str) -> set[Key]:
-        known = self._known(kind, key)
+        known = self._seen[kind].get(key)
         if uid:
             self._bury(uid)
             if known is not None and known[0] not in ("", uid):
@@ -274,16 +263,20 @@ class Store:
         if known is None:
             return set()
         self._bury(known[0])
+        del self._seen[kind][key]
         match kind:
             case "MoEFleet":
+                self._histories.pop(key, None)
                 return self._drop_fleet(key) | {key}
             case "Pod":
+                self.usage.remove(key)
                 return self._drop_pod(key)
             case "GatewayPod":
                 del self.gateways[key]
                 return set(self.fleets)
             case "Node":
                 del self.nodes[key]
+                self.nodes_version += 1
                 return set(self.fleets)
             case "ResourceQuota":
                 del self.children[kind, key]
@@ -334,7 +327,6 @@ class Store:
         return touched | ({fleet} if fleet is not None else set())
 
     def _drop_pod(self, key: Key) -> set[Key]:
-        self.usage.remove(key)
         self.others.pop(key, None)
         pod = self.pods.pop(key, None)
         if pod is None:
@@ -353,6 +345,7 @@ class Store:
         for fleet in fleets:
             found = self._revisions.get(fleet, {})
             found.pop(key, None)
+            self._histories.pop(fleet, None)
             if not found:
                 self._revisions.pop(fleet, None)
         return fleets

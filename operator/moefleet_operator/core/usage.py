@@ -11,6 +11,8 @@ Vector = Mapping[str, int]
 
 class Usage:
     def __init__(self) -> None:
+        # Changes with everything below.
+        self.version = 0
         self._pods: dict[Key, tuple[str, Vector]] = {}
         self._by_node: dict[str, dict[str, int]] = {}
         # Pods without a node yet.
@@ -18,9 +20,12 @@ class Usage:
 
     def set(self, key: Key, node: str, requests: Vector, holds: bool) -> None:
         """`holds` is False for a pod that has ended: it has a name and takes no room."""
+        if holds and self._pods.get(key) == (node, requests):
+            return
         self.remove(key)
         if not holds:
             return
+        self.version += 1
         self._pods[key] = (node, requests)
         if not node:
             self._waiting[key] = requests
@@ -30,7 +35,10 @@ class Usage:
             total[name] = total.get(name, 0) + amount
 
     def remove(self, key: Key) -> None:
-        node, requests = self._pods.pop(key, ("", {}))
+        if key not in self._pods:
+            return
+        self.version += 1
+        node, requests = self._pods.pop(key)
         self._waiting.pop(key, None)
         total = self._by_node.get(node)
         if total is None:

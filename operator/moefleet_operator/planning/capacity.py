@@ -29,13 +29,16 @@ def capacity(
         if not _matches(pod_spec, node):
             continue
         matching += 1
-        if any(node.allocatable.get(name, 0) < amount for name, amount in wanted.items()):
+        has, taken = node.allocatable, used.get(node.name, {})
+        empty, free = [], []
+        for name, amount in wanted.items():
+            all_of_it = has.get(name, 0)
+            empty.append(all_of_it // amount)
+            free.append((all_of_it - taken.get(name, 0)) // amount)
+        if min(empty) < 1:
             continue
         large += 1
-        taken = used.get(node.name, {})
-        fits += min(
-            max(0, node.allocatable[name] - taken.get(name, 0)) // amount for name, amount in wanted.items()
-        )
+        fits += max(0, min(free))
     return Capacity(max(0, fits - pending), matching, large)
 
 

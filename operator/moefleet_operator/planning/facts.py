@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -71,6 +71,25 @@ class PodFacts:
     unhealthy: tuple[str, ...] = ()
     # False: somebody changed a label that says whose replica it is, and of what.
     labelled: bool = True
+    # Worked out once: a pod is looked at far more often than it changes.
+    terminating: bool = field(init=False, repr=False, compare=False)
+    # Its containers have ended for good: it holds a name, but no GPU.
+    finished: bool = field(init=False, repr=False, compare=False)
+    draining: bool = field(init=False, repr=False, compare=False)
+    # Serves, or will: it counts as supply.
+    live: bool = field(init=False, repr=False, compare=False)
+    ready: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        terminating, finished = self.deleted_at is not None, self.phase in ("Failed", "Succeeded")
+        draining = not finished and self.is_true(names.CONDITION_DRAINING)
+        live = not (terminating or finished or draining)
+        put = object.__setattr__
+        put(self, "terminating", terminating)
+        put(self, "finished", finished)
+        put(self, "draining", draining)
+        put(self, "live", live)
+        put(self, "ready", live and self.is_true("Ready"))
 
     def is_true(self, condition: str) -> bool:
         found = self.conditions.get(condition)
@@ -80,15 +99,6 @@ class PodFacts:
         """When this condition became true; None when it is not."""
         found = self.conditions.get(condition)
         return found.at if found is not None and found.status == "True" else None
-
-    @property
-    def terminating(self) -> bool:
-        return self.deleted_at is not None
-
-    @property
-    def finished(self) -> bool:
-        """Its containers have ended for good: it holds a name, but no GPU."""
-        return self.phase in ("Failed", "Succeeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +227,7 @@ def version_of(raw: Json) -> int:
 def _map(raw: Json, name: str) -> Json:
     found = raw.get(name)
     # Almost always a dict, and asking for that is much cheaper than asking for the protocol.
-    return found if isinstance(found, dict | Mapping) else {}
+    return found if type(found) is dict or isinstance(found, Mapping) else {}
 
 
 def _slot(label: Any) -> int:

@@ -108,7 +108,7 @@ class Replica:
 
     @property
     def draining(self) -> bool:
-        return self.pod.is_true(names.CONDITION_DRAINING) and not self.pod.finished
+        return self.pod.draining
 
     @property
     def drain(self) -> Condition | None:
@@ -117,11 +117,11 @@ class Replica:
     @property
     def live(self) -> bool:
         """Serves, or will: it counts as supply."""
-        return not (self.pod.terminating or self.pod.finished or self.draining)
+        return self.pod.live
 
     @property
     def ready(self) -> bool:
-        return self.live and self.pod.is_true("Ready")
+        return self.pod.ready
 
     @property
     def may_have_streams(self) -> bool:

@@ -188,10 +188,10 @@ class _Facts:
         self.wanted = work.target.replicas
         self.live = [r for r in observed.replicas if r.live]
         self.ready_count = sum(1 for r in self.live if r.ready)
-        self.old = [
-            r for r in self.live if observed.revision is not None and r.pod.revision != observed.revision
-        ]
-        self.new_ready = sum(1 for r in self.live if r.ready and r not in self.old)
+        revision = observed.revision
+        self.new = [r for r in self.live if revision is None or r.pod.revision == revision]
+        self.old = [r for r in self.live if revision is not None and r.pod.revision != revision]
+        self.new_ready = sum(1 for r in self.new if r.ready)
         self.draining = [r for r in observed.replicas if r.draining and not r.pod.terminating]
         self.broken = self._broken()
         self.stalled = self._stalled()
@@ -257,11 +257,11 @@ class _Facts:
         return Verdict(reasons.AVAILABLE, "False", reason, said)
 
     def model_ready(self) -> Verdict:
-        serving = [r for r in self.live if r.ready or (r.load is not None and r.load.state == "SERVING")]
+        serving = [r for r in self.live if _loaded(r)]
         if (
             self.broken is not None
             and self.broken.reason in MODEL_REASONS
-            and not any(r not in self.old for r in serving)
+            and not any(_loaded(r) for r in self.new)
         ):
             return Verdict(reasons.MODEL_READY, "False", self.broken.reason, self.broken.message)
         if serving:
@@ -290,8 +290,7 @@ class _Facts:
             return self.observed.rendered
         if "create" in self.observed.refused:
             return self.observed.refused["create"]
-        new = [r for r in self.live if r not in self.old]
-        for replica in sorted(new, key=lambda r: r.pod.slot):
+        for replica in sorted(self.new, key=lambda r: r.pod.slot):
             if not replica.ready and (problem := failing(replica)) is not None:
                 return problem
         lost: list[Replica] = [r for r in self.observed.replicas if r.pod.finished and not r.pod.terminating]
@@ -347,6 +346,10 @@ class _Facts:
                 f"{count_are(self.wanted, 'replica')} wanted and {there_are(len(self.live))}",
             )
         return None
+
+
+def _loaded(replica: Replica) -> bool:
+    return replica.ready or (replica.load is not None and replica.load.state == "SERVING")
 
 
 def _finish(draining: int) -> str:

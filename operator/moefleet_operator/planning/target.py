@@ -51,7 +51,8 @@ def target(observed: Observed) -> Target:
                 fleet, decision.replicas, decision.reason, decision.message, decision.replicas
             )
             # Scaling keeps the bounds itself, so only it can say that more is needed than it asks for.
-            return replace(followed, limited=_kept_below(fleet, decision) or followed.limited)
+            kept = _kept_below(fleet, decision)
+            return followed if kept is None else replace(followed, limited=kept)
 
 
 def _kept_below(fleet: Fleet, decision: Decision) -> Problem | None:

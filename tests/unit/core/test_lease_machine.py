@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from moefleet_operator.core.effects import Effect, ReadLease, WriteLease
 from moefleet_operator.core.events import Conflict, Json, NotFound, Ok, Outcome, Transient
+from moefleet_operator.core.leadership import STOP_WAIT_S, Leadership
 from moefleet_operator.core.lease import (
     LEASE_DURATION_S,
     RENEW_DEADLINE_S,
@@ -14,6 +16,7 @@ from moefleet_operator.core.lease import (
     Read,
     Write,
 )
+from moefleet_operator.core.settings import CoreSettings
 
 
 class Server:
@@ -223,3 +226,27 @@ def test_without_a_service_account_the_lease_has_no_owner() -> None:
     lead(machine(), server)
     assert server.record is not None
     assert "ownerReferences" not in server.record["metadata"]
+
+
+def test_who_waits_for_the_answer_to_its_release_does_not_spin() -> None:
+    """After the first wait it looked again at once, and again."""
+    server = Server()
+    leadership = Leadership(CoreSettings(identity="a", namespace="system"))
+
+    def ask(now: float) -> Effect | None:
+        asked = leadership.request(now, 1_800_000_000.0 + now)
+        leadership.under_way(1)
+        return asked
+
+    assert isinstance(ask(0.0), ReadLease)
+    leadership.answered(1, NotFound(), 0.0)
+    acquire = ask(0.0)
+    assert isinstance(acquire, WriteLease)
+    leadership.answered(1, server.answer(Write("acquire", acquire.body)), 0.0)
+    leadership.stop(1.0)
+    leadership.let_go(busy=False, now=1.0)
+    assert isinstance(ask(1.0), WriteLease)
+    for now in (2.0, 1.0 + STOP_WAIT_S, 2.0 + STOP_WAIT_S):
+        assert leadership.exit(busy=False, now=now) is None
+        assert now < leadership.wake_at(now) <= 1.0 + 2 * STOP_WAIT_S
+    assert leadership.exit(busy=False, now=1.0 + 2 * STOP_WAIT_S) is not None

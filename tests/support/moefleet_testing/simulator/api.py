@@ -37,6 +37,10 @@ Object = dict[str, Any]
 Hook = Callable[[Kind, Key, Object | None, Object | None], None]
 
 FOREGROUND = "foregroundDeletion"
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_LISTS = (list, tuple)
+# What operators ask of the Lease.
+LEASE_EFFECTS = (ReadLease, WriteLease)
 
 
 class Api:
@@ -225,14 +229,23 @@ class Api:
 
     def _tell(self, kind: str, key: Key, before: Object | None, after: Object | None) -> None:
         self.world.mark(f"{kind} {key} {self.version}")
+        if kind == "Lease":
+            # Nobody watches it.
+            return
         for hook in self.hooks:
             hook(kind, key, before, after)  # type: ignore[arg-type]
 
     # --- effects ------------------------------------------------------------------------------------------------
 
     def carry_out(self, effect: Effect) -> Outcome:
-        self.writes += not isinstance(effect, ReadLease | WriteLease)
+        self.writes += not isinstance(effect, LEASE_EFFECTS)
         match effect:
+            # Most requests are about the Lease.
+            case ReadLease():
+                lease = self.get("Lease", effect.object)
+                return NotFound() if lease is None else Ok(lease)
+            case WriteLease():
+                return self._write_lease(effect)
             case CreatePod():
                 return self._create_pod(effect)
             case PatchPodConditions():
@@ -256,11 +269,6 @@ class Api:
             case EmitEvent():
                 self.events.append(effect)
                 return Ok(None)
-            case ReadLease():
-                lease = self.get("Lease", effect.object)
-                return NotFound() if lease is None else Ok(lease)
-            case WriteLease():
-                return self._write_lease(effect)
             case _:
                 raise TypeError(f"the API server does not know {type(effect).__name__}")
 
@@ -348,18 +356,17 @@ class Api:
         if found["metadata"]["resourceVersion"] != wanted:
             return Conflict("resourceVersion differs")
 
-        def write(o: Object) -> None:
-            o["spec"] = copied(effect.body["spec"])
-
-        return Ok(self.update("Lease", effect.object, write))
+        after = {**found, "metadata": dict(found["metadata"]), "spec": copied(effect.body["spec"])}
+        self._store("Lease", effect.object, after)
+        return Ok(after)
 
 
 def copied(value: Any) -> Any:
     """A deep copy of JSON; many times faster than copy.deepcopy, which has to expect anything."""
     if isinstance(value, dict):
-        return {k: copied(v) if isinstance(v, dict | list | tuple) else v for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [copied(v) if isinstance(v, dict | list | tuple) else v for v in value]
+        return {k: v if type(v) in _LEAVES else copied(v) for k, v in value.items()}
+    if isinstance(value, _LISTS):
+        return [v if type(v) in _LEAVES else copied(v) for v in value]
     return value
 
 

@@ -15,7 +15,6 @@ from moefleet_operator.core.effects import (
     ReadLease,
     ResumeReplica,
     WakeAt,
-    WriteLease,
 )
 from moefleet_operator.core.events import (
     KINDS,
@@ -40,7 +39,7 @@ from moefleet_operator.core.events import (
 )
 from moefleet_operator.core.settings import GATHER_S, CoreSettings
 
-from .api import Api, Object, owner_of, uid_of
+from .api import LEASE_EFFECTS, Api, Object, owner_of, uid_of
 from .gateways import GATEWAY_NAMESPACE, Gateway
 from .nodes import Nodes
 from .replicas import Replica
@@ -305,7 +304,7 @@ class OperatorProcess:
                     self.world.broken(
                         "a fleet that is being deleted creates nothing", f"{self.name}: {effect.object}"
                     )
-                if self.dies_at_effect and not isinstance(effect, ReadLease | WriteLease):
+                if self.dies_at_effect and not isinstance(effect, LEASE_EFFECTS):
                     self.dies_at_effect -= 1
                     if not self.dies_at_effect:
                         self.kill(f"killed at {type(effect).__name__} {effect.object}")
@@ -319,11 +318,11 @@ class OperatorProcess:
         if now > effect.not_after:
             self._answer(effect, Transient("past not_after"))
             return
-        lease = isinstance(effect, ReadLease | WriteLease)
+        lease = isinstance(effect, LEASE_EFFECTS)
         if now < weather.away_until or (lease and now < weather.lease_cut_until):
             self.world.after(1.0, lambda: self._answer(effect, Transient("no connection")))
             return
-        if isinstance(effect, DrainReplica | ResumeReplica):
+        if isinstance(effect, (DrainReplica, ResumeReplica)):
             self._answer(effect, self._call(effect))
             return
         if now < weather.throttled_until and not lease and rng.random() < 0.7:
@@ -356,7 +355,7 @@ class OperatorProcess:
         self.world.after(self._latency(), lambda: self.feed(EffectDone(effect.id, outcome)))
 
     def _latency(self) -> float:
-        rng = self._rng
+        draw = self._rng.random
         if self.world.now < self.weather.slow_until:
-            return rng.uniform(0.5, 6.0)
-        return rng.uniform(0.002, 0.05) if rng.random() > 0.01 else rng.uniform(0.5, 3.0)
+            return 0.5 + 5.5 * draw()
+        return 0.002 + (0.05 - 0.002) * draw() if draw() > 0.01 else 0.5 + 2.5 * draw()

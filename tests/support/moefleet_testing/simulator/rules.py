@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moefleet_operator import names
-from moefleet_operator.core.effects import CreatePod, DeletePod, Effect, ReadLease, WriteLease
+from moefleet_operator.core.effects import CreatePod, DeletePod, Effect
 from moefleet_operator.core.events import Key, Kind
 from moefleet_operator.planning.facts import unix_seconds
 
-from .api import Api, Object, condition, is_true, owner_of, uid_of
+from .api import LEASE_EFFECTS, Api, Object, condition, is_true, owner_of, uid_of
 from .gateways import Gateway
 from .nodes import Nodes
 from .operators import LEASE, OperatorProcess
@@ -102,7 +102,7 @@ class Rules:
 
     def check(self, operator: OperatorProcess, effect: Effect) -> None:
         """Called when a request of an operator reaches the API server."""
-        if isinstance(effect, ReadLease | WriteLease):
+        if isinstance(effect, LEASE_EFFECTS):
             return
         self._only_the_holder(operator, effect)
         self._not_too_often(effect)
@@ -383,13 +383,16 @@ class Rules:
         now = self.world.now
         if now < self.troubled_until + 10.0 or not any(o.leading() for o in self.operators):
             self._stuck_since.clear()
+        unscheduled = [
+            p
+            for p in self.api.objects.get("Pod", {}).values()
+            if not p["spec"].get("nodeName")
+            and condition(p, "PodScheduled").get("status") == "False"
+            and live(p)
+        ]
         for fleet in self.api.all("MoEFleet"):
             uid = uid_of(fleet)
-            stuck = [
-                p
-                for p in self.api.pods_of(uid)
-                if live(p) and condition(p, "PodScheduled").get("status") == "False"
-            ]
+            stuck = [p for p in unscheduled if owner_of(p) == uid]
             if len(stuck) <= 1:
                 self._stuck_since.pop(uid, None)
                 continue

@@ -23,12 +23,16 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.now = 0.0
-        self.events = 0
         # What happened, newest last: printed when a rule is broken.
         self.story: list[str] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         self._trace = hashlib.blake2b(digest_size=16)
+
+    @property
+    def events(self) -> int:
+        """How many have happened: all that were added, but for those to come."""
+        return self._serial - len(self._heap)
 
     @property
     def wall(self) -> float:
@@ -51,9 +55,8 @@ class World:
     def run(self, until: float) -> None:
         heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= until:
-            at, _, act = pop(heap)
-            self.now = max(self.now, at)
-            self.events += 1
+            # Never before now: `after` adds nothing to the past.
+            self.now, _, act = pop(heap)
             act()
         self.now = max(self.now, until)
 
