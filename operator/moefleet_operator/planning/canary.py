@@ -26,6 +26,8 @@ from .wording import count
 
 # Share of requests that may fail beyond the old share.
 ERROR_MARGIN: Final = 0.01
+# Of a canary that there is nothing to compare with: failures that are the replica's own are rare.
+ALONE_FAILED_SHARE: Final = 0.1
 # Relative and absolute: a tenth of a second is no worse first token, five milliseconds no worse pace.
 TTFT_MARGIN, TTFT_FLOOR_S = 0.5, 0.1
 TPOT_MARGIN, TPOT_FLOOR_S = 0.2, 0.005
@@ -80,7 +82,7 @@ def opinion(observed: Observed, now: float) -> Opinion:
     if not ready:
         return broken or Opinion("")
     if not old:
-        return Opinion("good", message=f"{ready[0].name} serves, and no older replica to compare it with")
+        return _alone(observed, ready, now)
     compared = _compare(observed, ready, old, now)
     if not compared.verdict and broken is not None and broken.wake_at is not None:
         return Opinion(
@@ -147,8 +149,7 @@ def _is_own_fault(replica: Replica) -> bool:
 
 def _compare(observed: Observed, canaries: Sequence[Replica], old: Sequence[Replica], now: float) -> Opinion:
     fleet, watch = observed.fleet, observed.watch
-    since = [r.pod.since("Ready") or now for r in canaries]
-    began = max(min(since), watch.began_at if watch is not None else now)
+    began = _began(observed, canaries, now)
     window_s, wanted = fleet.canary_window_s, fleet.canary_requests
     if window_s <= 0:
         return Opinion("good", message=f"{canaries[0].name} serves, and rollout.canary.window is 0")
@@ -176,6 +177,33 @@ def _compare(observed: Observed, canaries: Sequence[Replica], old: Sequence[Repl
             "good", message=f"{name} serves; {count(seen, 'request')} ended there, too few to compare"
         )
     return Opinion("good", message=f"{name} is not worse: {_numbers(new, before)}")
+
+
+def _alone(observed: Observed, canaries: Sequence[Replica], now: float) -> Opinion:
+    """All were replaced at once, as in place with one replica: nothing says how fast it should be, but a replica that fails
+    requests by itself is bad by any measure. Without a revision to go back to nothing would follow from it."""
+    window_s, name = observed.fleet.canary_window_s, canaries[0].name
+    said = f"{name} serves, and no older replica to compare it with"
+    new = _sums(canaries, observed.watch)
+    if new is None or observed.good is None or window_s <= 0:
+        return Opinion("good", message=said)
+    failed = f"{new.failed} of {count(new.ended, 'request')} failed"
+    if new.ended >= ERRORS_MIN_REQUESTS and _at_least(new.failed, new.ended) > ALONE_FAILED_SHARE:
+        return Opinion(
+            "refused",
+            reasons.CANARY_ERRORS,
+            f"{name}: {failed}, and {100 * ALONE_FAILED_SHARE:g} % is allowed",
+        )
+    ends = _began(observed, canaries, now) + window_s
+    if now < ends:
+        until = f"{said}: its failures count until {rfc3339(ends)}"
+        return Opinion("", message=until, wake_at=_look_again(now, ends, window_s))
+    return Opinion("good", message=f"{said}; {failed}")
+
+
+def _began(observed: Observed, canaries: Sequence[Replica], now: float) -> float:
+    since = [r.pod.since("Ready") or now for r in canaries]
+    return max(min(since), observed.watch.began_at if observed.watch is not None else now)
 
 
 def _look_again(now: float, at: float, window_s: float) -> float:

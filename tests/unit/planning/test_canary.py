@@ -11,7 +11,7 @@ from moefleet_operator.planning.canary import opinion, watched
 from moefleet_operator.planning.observed import Observed, Replica
 from moefleet_operator.planning.reported import Outcomes, ReplicaLoad
 from moefleet_operator.planning.revisions import Mark, PastRevision, Watch
-from moefleet_testing.builders import NEW, NOW, OLD, a_fleet, observed, ready, true
+from moefleet_testing.builders import NEW, NOW, OLD, a_fleet, a_rendered, observed, ready, true
 
 WINDOW_S = 60.0
 
@@ -102,6 +102,30 @@ def test_opinion(
 def test_without_a_better_one_to_compare_with_serving_is_enough() -> None:
     found = opinion(seen(sums(50, failed=40), sums(100), refused_old=True), NOW)
     assert found.verdict == "good", "the old replica is of a revision that was refused"
+
+
+@pytest.mark.parametrize(
+    ("story", "new", "since_s", "good", "expected"),
+    [
+        ("it fails everything", sums(3, failed=3), 5, True, ("refused", "CanaryErrors")),
+        ("two failures are no proof", sums(2, failed=2), 5, True, ("", "")),
+        ("one failure in ten may be chance", sums(10, failed=1), 70, True, ("good", "")),
+        ("its failures count for one window", sums(50), 50, True, ("", "")),
+        ("nobody asks", sums(0), 61, True, ("good", "")),
+        ("slow is not known without a measure", sums(500, tpot=9.0), 61, True, ("good", "")),
+        ("nothing to go back to", sums(50, failed=50), 5, False, ("good", "")),
+        ("it does not tell", None, 5, True, ("good", "")),
+    ],
+)
+def test_alone(
+    story: str, new: Outcomes | None, since_s: float, good: bool, expected: tuple[str, str]
+) -> None:
+    """In place with one replica: the old one has gone when the new one serves."""
+    looked = seen(new, sums(100), since_s=since_s)
+    looked = replace(looked, replicas=looked.replicas[:1], good=a_rendered(OLD) if good else None)
+    found = opinion(looked, NOW)
+    assert (found.verdict, found.reason) == expected, f"{story}: {found.message}"
+    assert found.verdict or found.wake_at is not None, "nobody else would wake it"
 
 
 def test_the_window_of_zero_asks_only_that_it_serves() -> None:

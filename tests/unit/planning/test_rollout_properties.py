@@ -45,7 +45,7 @@ def test_edits_in_any_order_end_with_the_last_good_one(
             case "back":
                 world.change(GOOD)
             case "scale":
-                # Where all may go at once there is nothing left to compare with, and serving is enough (decision 0012).
+                # Where all may go at once there is nothing left to compare with, and a slow one passes (decision 0012).
                 replicas = max(number, max_unavailable + 1) if strategy == "InPlace" else number
                 world.scale(replicas)
                 least_wanted = min(least_wanted, replicas)

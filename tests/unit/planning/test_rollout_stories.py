@@ -299,6 +299,17 @@ def test_36_one_that_was_taken_back_a_moment_ago_is_not_drained_again() -> None:
     assert [s for s in plan(seen, NOW).steps if s.reason == "Rollout"] == []
 
 
+def test_36_in_place_with_one_replica_a_revision_that_fails_its_requests_is_taken_back() -> None:
+    world = World(A, places=1, wanted=1, strategy="InPlace").steady()
+    world.run(120.0)
+    world.behaviours[B] = Behaviour(failed_share=0.5)
+    world.change(B)
+    world.run(HOUR_S, lambda: world.verdict(B) == "refused")
+    assert "failed, and 10 % is allowed" in world.condition("RolloutHeld")
+    world.run(300.0, lambda: world.ready(A) == 1)
+    assert (world.ready(A), world.live(B)) == (1, 0), world.tell()
+
+
 def test_36_surge_never_ends_an_old_one_first() -> None:
     world = World(A, places=3, strategy="Surge").steady()
     world.change(B)
