@@ -7,7 +7,7 @@ time: changes meanwhile are joined, and an acknowledgement says exactly what Env
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2, json_format
 
 from moefleet_gateway import headers
-from moefleet_gateway.bootstrap import CIRCUIT_BREAKERS, http2_upstream
-from moefleet_gateway.settings import parse_host_port
+from moefleet_gateway.bootstrap import CIRCUIT_BREAKERS, http2_upstream, replica_keepalive
+from moefleet_gateway.settings import REPLICA_SILENCE_S, parse_host_port
 
 CDS = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 EDS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
@@ -117,9 +117,12 @@ class Registrar(Protocol):
 
 
 class AdsServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
-    def __init__(self, registrar: Registrar, incarnation: str) -> None:
+    def __init__(
+        self, registrar: Registrar, incarnation: str, replica_silence_s: float = REPLICA_SILENCE_S
+    ) -> None:
         self._registrar = registrar
         self._incarnation = incarnation
+        self._replica_silence_s = replica_silence_s
         self._wake: set[asyncio.Event] = set()
         self.rejected = 0
 
@@ -178,14 +181,18 @@ class AdsServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ign
             type_url=response.type_url,
             nonce=response.nonce,
         )
-        make: Callable[[str], Any] = cluster if response.type_url == CDS else lambda n: assignment(n, view[n])
         for name in response.names:
-            out.resources.add().Pack(make(name))
+            made = (
+                cluster(name, self._replica_silence_s)
+                if response.type_url == CDS
+                else assignment(name, view[name])
+            )
+            out.resources.add().Pack(made)
         return out
 
 
 @lru_cache(maxsize=4096)
-def cluster(name: str) -> Any:
+def cluster(name: str, replica_silence_s: float = REPLICA_SILENCE_S) -> Any:
     """The same for every fleet and never changed: a changed cluster would warm anew, without endpoints."""
     out = json_format.ParseDict(
         {
@@ -229,7 +236,7 @@ def cluster(name: str) -> Any:
         cluster_pb2.Cluster(),
     )
     options = any_pb2.Any()
-    json_format.ParseDict(http2_upstream(keepalive=True), options)
+    json_format.ParseDict(http2_upstream(replica_keepalive(replica_silence_s)), options)
     out.typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].CopyFrom(
         options
     )

@@ -46,8 +46,10 @@ MAX_STREAMS = 100_000
 # whole connection as a flood.
 MAX_OUTBOUND_FRAMES = 1_000_000
 MAX_OUTBOUND_CONTROL_FRAMES = 100_000
-# Finds half-open connections; replicas and clients must allow pings this often (gRPC's default is 5 minutes).
+# Finds clients that are gone; they must allow pings this often. Nothing but a replica's time is lost until then.
 KEEPALIVE = {"interval": "30s", "timeout": "10s", "connection_idle_interval": "30s"}
+# Envoy lengthens each interval between pings by up to so much, at random.
+PING_JITTER = 0.15
 # The log is where a request's end and usage come from: its lag delays drains and loads the estimate.
 ACCESS_LOG_FLUSH = "0.05s"
 ASKED_FLEET = "moefleet-asked-fleet"  # carries FLEET over the removal of its prefix; never leaves Envoy
@@ -91,13 +93,25 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
     }
 
 
-def http2_upstream(keepalive: bool) -> dict[str, Any]:
+def http2_upstream(keepalive: dict[str, str] | None = None) -> dict[str, Any]:
     options: dict[str, Any] = {**UPSTREAM_WINDOWS, "max_concurrent_streams": MAX_STREAMS}
-    if keepalive:
-        options["connection_keepalive"] = KEEPALIVE
+    if keepalive is not None:
+        options["connection_keepalive"] = keepalive
     return {
         "@type": _TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": options},
+    }
+
+
+def replica_keepalive(silence_s: float) -> dict[str, str]:
+    """Pings by which a replica that is silent for `silence_s` is found, whenever it fell silent. Any byte from it, and the
+    answer to a ping, counts. Pings are frequent and patience long, so that a moment without a processor is forgiven."""
+    interval_s = silence_s / 4
+    timeout_s = silence_s - interval_s * (1 + PING_JITTER)
+    return {
+        "interval": f"{interval_s:g}s",
+        "timeout": f"{timeout_s:g}s",
+        "connection_idle_interval": f"{interval_s:g}s",
     }
 
 
@@ -116,7 +130,7 @@ def picker_cluster(name: str, socket: Path) -> dict[str, Any]:
         "connect_timeout": "1s",
         "circuit_breakers": CIRCUIT_BREAKERS,
         "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream(keepalive=False)
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream()
         },
         "load_assignment": {
             "cluster_name": name,

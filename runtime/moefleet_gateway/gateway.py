@@ -14,6 +14,7 @@ from moefleet_gateway.picking.core import Ask, Core, End, Pick, Ticket
 from moefleet_gateway.picking.endpoints import State
 from moefleet_gateway.picking.facts import Fleet, Load, Replica
 from moefleet_gateway.picking.refusals import Refusal
+from moefleet_gateway.settings import REPLICA_SILENCE_S
 
 log = structlog.get_logger()
 
@@ -24,12 +25,14 @@ SWEEP_EVERY_S = 0.25
 class Gateway:
     """Implements ads.Registrar and watching.World."""
 
-    def __init__(self, gateway_uid: str, hold_max_s: float) -> None:
+    def __init__(
+        self, gateway_uid: str, hold_max_s: float, replica_silence_s: float = REPLICA_SILENCE_S
+    ) -> None:
         self.gateway_uid = gateway_uid
         self.incarnation = uuid.uuid4().hex
         # Gateways that see the same loads must not all start with the same replica.
         self.core = Core(hold_max_s, turn=int(self.incarnation[:8], 16))
-        self.ads = AdsServicer(self, self.incarnation[:8])
+        self.ads = AdsServicer(self, self.incarnation[:8], replica_silence_s)
         self.synced = False  # sources listed everything and every load stream had its chance
         # The same, to wait for: before it, a fleet that is not known may be there all the same.
         self.knows = asyncio.Event()

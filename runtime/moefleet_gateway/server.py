@@ -64,7 +64,6 @@ _CONTROL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 log = structlog.get_logger()
 
@@ -75,7 +74,7 @@ async def serve(settings: Settings, source: Source) -> None:
     if settings.openai is not None:
         config = add_openai(config, settings, settings.openai)
     write_atomically(settings.bootstrap_path, json.dumps(config, indent=1))
-    gateway = Gateway(settings.pod_uid, settings.hold_max_s)
+    gateway = Gateway(settings.pod_uid, settings.hold_max_s, settings.replica_silence_s)
     credentials = Credentials(settings.control_key_file)
     if credentials.checked:
         credentials.gateway_token()  # a key that cannot be used stops the start

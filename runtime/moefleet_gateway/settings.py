@@ -8,6 +8,7 @@ MOEFLEET_METRICS_LISTEN     [::]:9091        HTTP /metrics (picker) and /metrics
 MOEFLEET_CONTROL_KEY_FILE   (empty)          the release's control key; empty: no credentials, by hand and in tests only
 MOEFLEET_WATCH_NAMESPACES   (empty)          comma list; empty: all namespaces
 MOEFLEET_HOLD_MAX_S         600              no request is held longer, whatever its fleet's limits.hold says
+MOEFLEET_REPLICA_SILENCE_S  8                a replica that sends nothing for so long, not even answers to pings, loses its streams
 MOEFLEET_DRAIN_S            900              after SIGTERM running streams have so long; match the pod's grace period
 MOEFLEET_ENVOY_BINARY       envoy            what `python -m moefleet_gateway envoy` starts
 MOEFLEET_ENVOY_CONCURRENCY  0                Envoy worker threads; 0: from MOEFLEET_CPU_LIMIT_MILLIS, at least 1, else 2
@@ -35,6 +36,9 @@ from pathlib import Path
 # A gRPC message of a consumer may have so many bytes (gRPC's own default): 128 K token ids are 0.4 MiB and
 # 128 K tokens of text about 0.6 MiB. The picker refuses more with INVALID_ARGUMENT.
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
+# In so many seconds a connection to a replica from which nothing comes is given up, and its streams end. A replica that
+# computes answers pings all the same; one whose node is stopped or cut off does not.
+REPLICA_SILENCE_S = 8.0
 # What Envoy buffers of a request before it refuses it itself (overload.py); above the message's limit, so that what
 # is a little too large gets the picker's refusal with its size.
 ENVOY_BUFFER_BYTES = 5 * 1024 * 1024
@@ -79,6 +83,7 @@ class Settings:
     control_key_file: Path | None
     watch_namespaces: tuple[str, ...]
     hold_max_s: float
+    replica_silence_s: float
     drain_s: float
     envoy_binary: str
     envoy_concurrency: int
@@ -139,6 +144,8 @@ def load(env: Mapping[str, str]) -> Settings:
             n.strip() for n in env.get("MOEFLEET_WATCH_NAMESPACES", "").split(",") if n.strip()
         ),
         hold_max_s=_number(env, "MOEFLEET_HOLD_MAX_S", 600.0, 0.0, 3600.0),
+        # Below 4 s a node that is busy for a moment looks dead, and pings come more often than replicas allow.
+        replica_silence_s=_number(env, "MOEFLEET_REPLICA_SILENCE_S", REPLICA_SILENCE_S, 4.0, 300.0),
         drain_s=_number(env, "MOEFLEET_DRAIN_S", 900.0, 0.0, 86400.0),
         envoy_binary=env.get("MOEFLEET_ENVOY_BINARY") or "envoy",
         envoy_concurrency=_concurrency(env),

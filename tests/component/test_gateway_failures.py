@@ -8,6 +8,7 @@ import os
 import signal
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from ctypes import PyDLL
 from pathlib import Path
 
 import grpc
@@ -299,11 +300,13 @@ async def test_control_port_wants_the_credential_and_replicas_get_theirs(tmp_pat
 
 
 class Door:
-    """Stands before a replica; slammed, its connections end as those of a process that was killed."""
+    """Stands before a replica. Slammed, its connections end as those of a process that was killed; hushed, they stay and
+    nothing passes, as when packets are lost."""
 
     def __init__(self, replica: FakeReplica) -> None:
         self._replica = replica
         self._open: list[asyncio.StreamWriter] = []
+        self._hushed = False
 
     async def open(self) -> str:
         self._server = await asyncio.start_server(self._enter, self._replica.ip, 0)
@@ -318,7 +321,11 @@ class Door:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
-                writer.write(data)
+                if not self._hushed:
+                    writer.write(data)
+
+    def hush(self) -> None:
+        self._hushed = True
 
     def slam(self) -> None:
         self._server.close()
@@ -353,3 +360,38 @@ async def test_who_had_nothing_yet_from_a_replica_that_is_gone_learns_that_a_ret
     assert "asking again is safe" in failure.message
     assert (failure.metadata["safeToRetry"], failure.metadata["generatedTokens"]) == ("true", "0")
     assert failure.retry_after_s
+
+
+async def test_a_replica_that_is_cut_off_loses_its_streams_and_one_that_computes_keeps_them() -> None:
+    rig = Rig(MOEFLEET_REPLICA_SILENCE_S="4")
+    try:
+        rig.world.fleet()
+        await rig.start()
+        # Twice as silent as is allowed; pings are answered by gRPC's own threads, even while nothing of Python runs.
+        slow = await rig.replica("slow", messages=2, message_s=8.0)
+        await rig.registered("slow")
+        computing, _ = await begun(rig)
+        cut = await rig.replica("cut", listed=False, messages=1000, message_s=0.1)
+        door = Door(cut)
+        rig.world.replicas += [cut.entry(address=await door.open(), ready=True)]
+        rig.world.write()
+        await rig.registered("slow", "cut")
+        slow.change(refuse="full")
+        broken, by = await begun(rig)
+        assert by == "cut"
+        waiting = rig.stub().Generate(inf.GenerateRequest(model="tiny", prompt="x"))
+        cut.change(first_s=30.0)
+        await until(lambda: cut.active == 2)
+        door.hush()
+        await asyncio.to_thread(PyDLL(None).sleep, 5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest(broken)
+        # All that Envoy can say in the middle of an answer.
+        assert (caught.value.code(), caught.value.trailing_metadata()) == (grpc.StatusCode.INTERNAL, ())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest(waiting)
+        failure = failure_of(caught.value.code(), caught.value.details(), caught.value.trailing_metadata())
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "REPLICA_LOST"), failure
+        assert await rest(computing) == 1
+    finally:
+        await rig.close()

@@ -122,6 +122,9 @@ class Gateway(Workload):
     """How long a gateway pod that goes lets its streams run; at least the longest limits.streamDuration of your fleets."""
     hold_max_seconds: Annotated[int, Field(ge=0, le=3600)] = 600
     """No request is held longer for a replica, whatever limits.hold of its fleet says."""
+    replica_silence_seconds: Annotated[int, Field(ge=4, le=300)] = 8
+    """A replica that sends nothing for so long, not even answers to pings, loses its streams; more where nodes stand still for
+    seconds (live migration). One that only computes answers pings."""
     service: GatewayService = GatewayService()
     envoy: Container = Container(resources=_envoy_resources())
     picker: Container = Container(resources=_picker_resources())

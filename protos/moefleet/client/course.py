@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
-from moefleet.client.errors import Failure, error_of
+from moefleet.client.errors import Failure, error_of, in_the_middle
 from moefleet.client.resuming import ENGINE_FAILED, Again, Course, GiveUp, plan
 from moefleet.client.types import (
     Answer,
@@ -130,7 +130,8 @@ class Run:
             case Again(wait_s):
                 return wait_s
             case GiveUp(why, suspect):
-                raise error_of(failure, why, self.answer, suspect=suspect)
+                told = in_the_middle(failure) if self._fruitful else failure
+                raise error_of(told, why, self.answer, suspect=suspect)
             case other:
                 assert_never(other)
 

@@ -7,7 +7,7 @@ the same request may succeed later or elsewhere. What had been delivered is in `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import grpc
@@ -97,11 +97,23 @@ _WORTH_A_RETRY: Final = frozenset(
     }
 )
 
+# Statuses that gRPC makes up when the other side is gone.
+_BARE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+
 
 def error_of(
     failure: Failure, why: str = "", partial: Answer | None = None, *, suspect: bool = False
 ) -> MoefleetError:
     return _CLASSES.get(failure.code, MoefleetError)(failure, why, partial, suspect=suspect)
+
+
+def in_the_middle(failure: Failure) -> Failure:
+    """Of a call that had brought something. A replica or gateway that dies then can say nothing, and Envoy only resets the
+    stream, a bare INTERNAL: what that means is said here. Whoever could speak has a reason."""
+    if failure.reason or failure.code not in _BARE:
+        return failure
+    message = f"the replica of this answer, or the gateway, is gone; asking again is safe ({failure.message or 'it said nothing'})"
+    return replace(failure, reason="BROKEN_OFF", message=message)
 
 
 def failure_of(code: grpc.StatusCode, message: str | None, trailers: Iterable[Any] | None) -> Failure:

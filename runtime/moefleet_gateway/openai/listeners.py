@@ -104,7 +104,7 @@ def _smg_cluster(openai: OpenAI) -> dict[str, Any]:
         "connect_timeout": SMG_CONNECT_TIMEOUT,
         "circuit_breakers": CIRCUIT_BREAKERS,
         "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream(keepalive=True)
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2_upstream(KEEPALIVE)
         },
         "load_assignment": {
             "cluster_name": SMG_CLUSTER,

@@ -29,12 +29,12 @@ _ANY_NUMBER: Final = 1 << 20
 SERVER_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A peer that vanished without a FIN is noticed within 40 s; gateways ping us as often as they like (at most
-    # every 10 s): the default of 5 min answers GOAWAY too_many_pings in the middle of a stream.
+    # A peer that vanished without a FIN is noticed within 40 s. Gateways and clients ping us to know soon that we are
+    # gone, twice a second at most: the default of 5 min answers GOAWAY too_many_pings in the middle of a stream.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_pings_without_data", 0),
     # Streams are bounded by admission. The core's own limit cancels at random when more than 1000 arrive at once.
     ("grpc.max_concurrent_streams", _ANY_NUMBER),

@@ -24,7 +24,7 @@ _NUMBERS = count(1)
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
 )
 
 
@@ -67,6 +67,7 @@ class FakeReplica:
     token: str = ""
     tokenizer: bytes = b""  # the archive that GetTokenizer gives, none when empty
     complete: bool = False  # trtllm answers end with a whole one, as SMG wants it
+    answer: tuple[int, ...] = ()  # their tokens, one a message; empty: any
     # what happened
     seen: list[Seen] = field(default_factory=list)
     active: int = 0
@@ -196,18 +197,19 @@ class _Trtllm(trt_rpc.TrtllmServiceServicer):
         prompt_tokens = len(request.tokenized.input_token_ids)
         # Tokens with text: the first of a vocabulary are begin, end and padding.
         first = 300 if replica.complete else 0
+        answer = replica.answer or tuple(range(first, first + replica.messages))
         async for number in replica.stream(context, prompt_tokens):
             if request.request_id in replica.aborted:
                 break
             if request.streaming or not replica.complete:
                 yield trt.GenerateResponse(
-                    request_id=replica.uid, chunk=trt.GenerateStreamChunk(token_ids=[first + number])
+                    request_id=replica.uid, chunk=trt.GenerateStreamChunk(token_ids=[answer[number]])
                 )
         if replica.complete:
             yield trt.GenerateResponse(
                 request_id=replica.uid,
                 complete=trt.GenerateComplete(
-                    output_token_ids=range(first, first + replica.messages),
+                    output_token_ids=answer,
                     finish_reason="stop",
                     prompt_tokens=prompt_tokens,
                     completion_tokens=replica.output_tokens,

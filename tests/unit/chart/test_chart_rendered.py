@@ -301,6 +301,7 @@ def test_without_a_gateway_nothing_of_it_is_left() -> None:
         (["--set", "gateway.image="], "gateway.image is required"),
         (["--set", "operator.replica=3"], "replica"),
         (["--set", "gateway.drainSeconds=-1"], "drainSeconds"),
+        (["--set", "gateway.replicaSilenceSeconds=1"], "replicaSilenceSeconds"),
         (["--set", "scope=galaxy"], "scope"),
         (["--set", "watchNamespaces={a}"], "watchNamespaces needs scope: namespaced"),
     ],

@@ -194,10 +194,35 @@ def test_what_cannot_go_on_carries_what_came() -> None:
     run.broke(GONE, left_s=None, chance=0.0)
     run.next_request()
     run.take(message(6, text="b"))
-    with pytest.raises(Unavailable, match=r"UNAVAILABLE: gone \(it broke off 2 times") as caught:
+    with pytest.raises(Unavailable, match=r"BROKEN_OFF: .*gone\) \(it broke off 2 times") as caught:
         run.broke(GONE, left_s=None, chance=0.0)
     assert caught.value.partial is not None
     assert (caught.value.partial.text, caught.value.partial.resumed) == ("ab", 1)
+
+
+@pytest.mark.parametrize(
+    ("came", "failure", "reason"),
+    [
+        # Envoy's reset, and a gateway's connection that ended: nobody of ours could say anything.
+        (True, Failure(Code.INTERNAL, "Received RST_STREAM with error code 2"), "BROKEN_OFF"),
+        (True, Failure(Code.UNAVAILABLE, ""), "BROKEN_OFF"),
+        (True, INCOMPLETE, "BROKEN_OFF"),
+        # Who could speak is quoted; before the first message, and with other statuses, nothing is known.
+        (True, Failure(Code.INTERNAL, "the step failed", "STEP_FAILED"), "STEP_FAILED"),
+        (True, Failure(Code.DEADLINE_EXCEEDED, "Deadline Exceeded"), ""),
+        (False, Failure(Code.INTERNAL, "Received RST_STREAM with error code 2"), ""),
+    ],
+)
+def test_who_does_not_go_on_is_told_what_a_reset_means(came: bool, failure: Failure, reason: str) -> None:
+    run = new_run("m", "x", {"resume": ResumePolicy(most=0)})
+    run.next_request()
+    if came:
+        run.take(message(5, text="a"))
+    with pytest.raises(MoefleetError) as caught:
+        run.broke(failure, left_s=None, chance=0.0)
+    assert (caught.value.code, caught.value.reason) == (failure.code, reason)
+    assert failure.message in str(caught.value)
+    assert ("asking again is safe" in str(caught.value)) == (reason == "BROKEN_OFF")
 
 
 def trailers(*details: object) -> list[tuple[str, bytes | str]]:

@@ -163,13 +163,16 @@ def test_cluster_and_endpoints_as_envoy_reads_them() -> None:
             }
         ],
     }
-    made = json_format.MessageToDict(cluster("ns/a"))
+    made = json_format.MessageToDict(cluster("ns/a", 20.0))
     assert made["edsClusterConfig"]["edsConfig"]["initialFetchTimeout"] == "0s"
     [policy] = made["loadBalancingPolicy"]["policies"]
     assert policy["typedExtensionConfig"]["typedConfig"]["overrideHostSources"] == [
         {"header": "x-gateway-destination-endpoint"}
     ]
     assert made["circuitBreakers"]["thresholds"][0]["maxRequests"] == 100_000
+    (options,) = made["typedExtensionProtocolOptions"].values()
+    pings = options["explicitHttpConfig"]["http2ProtocolOptions"]["connectionKeepalive"]
+    assert (pings["interval"], pings["timeout"]) == ("5s", "14.250s")
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "host:port", ""])

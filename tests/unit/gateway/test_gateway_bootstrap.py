@@ -5,6 +5,7 @@ import os
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2  # noqa: F401
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401
@@ -16,7 +17,7 @@ from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2  # n
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
 from google.protobuf import json_format
 from moefleet_gateway import methods
-from moefleet_gateway.bootstrap import bootstrap
+from moefleet_gateway.bootstrap import PING_JITTER, bootstrap, replica_keepalive
 from moefleet_gateway.settings import MESSAGE_MAX_BYTES, load
 
 GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy.json"
@@ -53,3 +54,13 @@ def test_what_a_held_request_needs() -> None:
     assert manager["http_filters"][0]["typed_config"]["message_timeout"] == "65s"
     assert listener["per_connection_buffer_limit_bytes"] > MESSAGE_MAX_BYTES
     assert manager["http2_protocol_options"]["initial_stream_window_size"] > MESSAGE_MAX_BYTES
+
+
+@pytest.mark.parametrize("silence_s", [4, 8, 300])
+def test_whenever_a_replica_falls_silent_it_is_found_within_the_time_that_was_set(silence_s: float) -> None:
+    pings = {name: float(value.removesuffix("s")) for name, value in replica_keepalive(silence_s).items()}
+    worst_s = pings["interval"] * (1 + PING_JITTER) + pings["timeout"]
+    assert worst_s == pytest.approx(silence_s)
+    # A moment without a processor is forgiven: the answer may take more than half of it.
+    assert pings["timeout"] > silence_s / 2
+    assert pings["connection_idle_interval"] <= pings["interval"]

@@ -44,6 +44,7 @@ def test_defaults() -> None:
     assert listens(settings) == ["[::]:8080", "[::]:8502", "[::]:8503", "[::]:9091"]
     assert (settings.watch_namespaces, settings.control_key_file) == ((), None)
     assert (settings.hold_max_s, settings.drain_s, settings.envoy_concurrency) == (600, 900, 2)
+    assert settings.replica_silence_s == 8
 
 
 def test_values() -> None:
@@ -67,6 +68,7 @@ def test_values() -> None:
         ("MOEFLEET_LISTEN", "host:99999"),
         ("MOEFLEET_HOLD_MAX_S", "60s"),
         ("MOEFLEET_HOLD_MAX_S", "-1"),
+        ("MOEFLEET_REPLICA_SILENCE_S", "3"),
         ("MOEFLEET_DRAIN_S", "inf"),
         ("MOEFLEET_ENVOY_CONCURRENCY", "many"),
         ("MOEFLEET_ENVOY_MEMORY_LIMIT_BYTES", "1Gi"),
