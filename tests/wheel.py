@@ -17,18 +17,24 @@ ROOT = Path(__file__).resolve().parents[1]
 # What each image ships, and the lock its dependencies come from. The image of TensorRT-LLM is stood in for by the
 # constraints that are known of it: its engine module is imported, its `tensorrt_llm` is not there.
 IMAGES: dict[str, tuple[str | None, list[str]]] = {
-    "operator": ("operator/requirements.txt", ["moefleet_operator", "moefleet_perf", "moefleet"]),
+    "operator": (
+        "operator/requirements.txt",
+        ["moefleet_operator", "moefleet_perf", "moefleet_trtllm", "moefleet"],
+    ),
     # `helm test` runs the probe of the command line from the gateway's image.
     "gateway": ("runtime/requirements-gateway.txt", ["moefleet_gateway", "moefleet", "moefleet_cli.probe"]),
     "runtime": (
         "runtime/requirements-runtime.txt",
-        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"],
+        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet_trtllm", "moefleet"],
     ),
     "torch": (
         "runtime/requirements-torch.txt",
-        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"],
+        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet_trtllm", "moefleet"],
     ),
-    "tensorrt-llm": (None, ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet"]),
+    "tensorrt-llm": (
+        None,
+        ["moefleet_runtime", "moefleet_weights", "moefleet_perf", "moefleet_trtllm", "moefleet"],
+    ),
     "replay": ("operator/requirements-replay.txt", ["moefleet_replay", "moefleet_cli", "moefleet_perf"]),
     "cli": ("operator/requirements-cli.txt", ["moefleet_cli", "moefleet"]),
     # No image: what a consumer's program installs.

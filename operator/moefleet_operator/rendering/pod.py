@@ -11,7 +11,7 @@ from typing import Any
 from moefleet_operator import names
 from moefleet_operator.api import API_VERSION, KIND, MoEFleet, MoEFleetSpec, parse_duration_s
 
-from .engine_args import unknown_args
+from .engine_args import wrong_args
 from .problem import Problem
 from .revision import revision
 from .source import CACHE_FOLDER, Mount, mount_for
@@ -62,7 +62,7 @@ def render_pod(
 ) -> RenderedPod | Problem:
     """`slowest_start_s`: p99 of the cold starts that were measured; 0: none was. It is not in the revision: learning rolls nothing."""
     spec = fleet.spec
-    problem = unknown_args(spec.engine)
+    problem = wrong_args(spec.engine)
     if problem is not None:
         return problem
     mount = mount_for(spec)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moefleet_perf import EIGHT_H800
+from moefleet_trtllm.api import check_llm_arguments
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
-
-from moefleet_runtime.engine.tensorrt_llm.api import check_llm_arguments
 
 
 class _Arguments(BaseModel):
@@ -76,7 +75,7 @@ class TensorRTLLMArguments(_Arguments):
     def _check_names(self) -> TensorRTLLMArguments:
         own = tuple(to_camel(name) for name in type(self).model_fields)
         if problems := check_llm_arguments(self.llm, own):
-            raise ValueError("; ".join(problems))
+            raise ValueError("; ".join(problem.text for problem in problems))
         return self
 
 

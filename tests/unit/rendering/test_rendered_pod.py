@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from moefleet_operator import names
-from moefleet_operator.api import MoEFleet, MoEFleetSpec
+from moefleet_operator.api import EngineSpec, MoEFleet, MoEFleetSpec
 from moefleet_operator.api.durations import parse_duration_s
 from moefleet_operator.rendering.credential import replica_token, token_sha256
 from moefleet_operator.rendering.engine_args import KNOWN_ARGS
@@ -19,9 +19,10 @@ from moefleet_operator.rendering.problem import Problem
 from moefleet_operator.rendering.service import render_service
 from moefleet_operator.rendering.source import Mount, mount_for
 from moefleet_runtime.config import parse_config
-from moefleet_runtime.engine.arguments import SimulatedArguments, TorchArguments
+from moefleet_runtime.engine.arguments import SimulatedArguments, TensorRTLLMArguments, TorchArguments
 from moefleet_runtime.source import locate_source
 from moefleet_testing.builders import a_resource
+from pydantic import BaseModel, ValidationError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rendering"
 KEY = bytes(range(32))
@@ -37,7 +38,7 @@ def production() -> MoEFleet:
             "parallelism": {"tensor": 8, "expert": 8},
             "precision": "FP8",
             "kvCache": {"precision": "FP8", "memoryFraction": 0.8, "reuse": True},
-            "args": {"chunkedPrefill": True, "price": "$5"},
+            "args": {"stream_interval": 5, "autotunerCache": "/cache/$5"},
         },
         replica={
             "gpus": 8,
@@ -140,7 +141,7 @@ def test_the_runtime_takes_the_configuration() -> None:
 
 
 def test_a_dollar_in_the_configuration_is_not_a_variable() -> None:
-    assert json.loads(configuration(pod_of(production())))["engine"]["args"]["price"] == "$5"
+    assert json.loads(configuration(pod_of(production())))["engine"]["args"]["autotunerCache"] == "/cache/$5"
 
 
 def test_the_pod_holds_no_secret() -> None:
@@ -202,8 +203,13 @@ def test_gpu_products_go_into_every_alternative_of_the_users_affinity() -> None:
 
 
 def test_known_arguments_are_those_of_the_runtime() -> None:
-    for engine, model in (("Simulated", SimulatedArguments), ("Torch", TorchArguments)):
-        assert KNOWN_ARGS[engine] == {field.alias for field in model.model_fields.values()}
+    models: dict[str, type[BaseModel]] = {
+        "Simulated": SimulatedArguments,
+        "Torch": TorchArguments,
+        "TensorRTLLM": TensorRTLLMArguments,
+    }
+    for engine in get_args(EngineSpec.model_fields["type"].annotation):
+        assert KNOWN_ARGS[engine] == {field.alias for field in models[engine].model_fields.values()}
 
 
 def test_an_unknown_argument_is_a_problem_that_names_the_right_one() -> None:
@@ -213,6 +219,38 @@ def test_an_unknown_argument_is_a_problem_that_names_the_right_one() -> None:
     assert problem.reason == "EngineArgumentUnknown"
     assert "'sped'" in problem.message
     assert "did you mean 'speed'" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("args", "reason", "says"),
+    [
+        ({"strem_interval": 1}, "EngineArgumentUnknown", "did you mean 'stream_interval'?"),
+        ({"cudaGraphConfig": {}}, "EngineArgumentUnknown", "did you mean 'cuda_graph_config'?"),
+        ({"prest": "Latency"}, "EngineArgumentUnknown", "did you mean 'preset'?"),
+        ({"kv_cache_config": {"enable_partial": True}}, "EngineArgumentUnknown", "'enable_partial_reuse'"),
+        ({"tensorParallelSize": 4}, "EngineArgumentUnknown", "comes from engine.parallelism.tensor"),
+        ({"tensor_parallel_size": 4}, "EngineArgumentInvalid", "comes from engine.parallelism.tensor"),
+        ({"enable_chunked_prefill": False}, "EngineArgumentInvalid", "cannot be set: it is always on"),
+        ({"stream_interval": "2"}, "EngineArgumentInvalid", "wanted int, found '2'"),
+        ({"preset": "Latency", "gpuMemoryGib": 79.6, "stream_interval": 2, "moe_config": {}}, "", ""),
+        ({}, "", ""),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_arguments_of_the_llm_api_are_those_of_the_snapshot_that_the_runtime_has(
+    args: dict[str, Any], reason: str, says: str
+) -> None:
+    rendered = render_pod(
+        a_resource(engine={"type": "TensorRTLLM", "image": "r", "args": args}), gateway=True, token_sha256=""
+    )
+    assert (rendered.reason if isinstance(rendered, Problem) else "") == reason
+    if isinstance(rendered, Problem):
+        assert rendered.message.startswith("spec.engine.args: ")
+        assert says in rendered.message
+        with pytest.raises(ValidationError):
+            TensorRTLLMArguments.model_validate(args)
+    else:
+        assert TensorRTLLMArguments.model_validate(args)
 
 
 @pytest.mark.parametrize(

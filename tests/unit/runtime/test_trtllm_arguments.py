@@ -12,13 +12,13 @@ from moefleet_runtime.config import check_config
 from moefleet_runtime.ending import FatalError
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import EngineSettings, StartFailed
-from moefleet_runtime.engine.tensorrt_llm.api import FIXED, FROM_SPEC, fields_of, llm_fields, snapshot
 from moefleet_runtime.engine.tensorrt_llm.checkpoint import Checkpoint, parse_checkpoint
 from moefleet_runtime.engine.tensorrt_llm.devices import Device, parse_devices
 from moefleet_runtime.engine.tensorrt_llm.llm_arguments import arguments_for, memory_for
 from moefleet_runtime.engine.tensorrt_llm.memory import Layout, plan_memory
 from moefleet_runtime.engine.tensorrt_llm.presets import PRESETS, graph_sizes
 from moefleet_runtime.engine.tensorrt_llm.starting import prepare
+from moefleet_trtllm.api import FIXED, FROM_SPEC, fields_of, llm_fields, snapshot
 from moefleet_trtllm_fake.published import DEEPSEEK_V2, DEEPSEEK_V2_FP8
 
 # 81,559 MiB, as an 80 GB Hopper reports itself.

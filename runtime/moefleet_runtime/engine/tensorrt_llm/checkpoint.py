@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from moefleet_trtllm.api import VERSION, architectures
+
 from moefleet_runtime.engine.base import StartFailed
 from moefleet_runtime.engine.checkpoint_config import read_json, unsupported
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION, architectures
 
 # Served by a model class of ours, registered before the engine is made: see `deepseek_v2`.
 PLUGINS: Final[Mapping[str, str]] = {

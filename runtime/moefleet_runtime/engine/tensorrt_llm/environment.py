@@ -9,8 +9,9 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
+from moefleet_trtllm.api import VERSION
+
 from moefleet_runtime.engine.base import StartFailed
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION
 from moefleet_runtime.engine.tensorrt_llm.memory import Layout
 
 # Of the scheduler that started us: OpenMPI would take them for its own and wait for ranks that do not exist.

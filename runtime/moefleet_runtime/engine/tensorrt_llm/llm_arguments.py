@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from moefleet_trtllm.api import llm_fields, snapshot
+from moefleet_trtllm.value_types import models_of
+
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import EngineSettings, StartFailed
-from moefleet_runtime.engine.tensorrt_llm.api import llm_fields, snapshot
 from moefleet_runtime.engine.tensorrt_llm.checkpoint import FP8_BLOCK, PLUGINS, Checkpoint, Precision
 from moefleet_runtime.engine.tensorrt_llm.memory import (
     GB,
@@ -19,7 +21,6 @@ from moefleet_runtime.engine.tensorrt_llm.memory import (
     refusal,
 )
 from moefleet_runtime.engine.tensorrt_llm.presets import Preset, choose
-from moefleet_runtime.engine.tensorrt_llm.value_types import models_of
 
 GIB: Final = 1 << 30
 # Newest records that the engine keeps between two reads; we read several times a second.

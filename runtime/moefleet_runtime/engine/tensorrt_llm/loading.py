@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from moefleet_trtllm.api import VERSION
+
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import EngineInfo, StartFailed
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION
 from moefleet_runtime.engine.tensorrt_llm.checkpoint import PLUGINS
 from moefleet_runtime.engine.tensorrt_llm.environment import clean, keep_autotuner_cache
 from moefleet_runtime.engine.tensorrt_llm.faults import start_failure

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
+from moefleet_trtllm.api import VERSION
+
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import Engine, EngineSettings, StartFailed
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION
 from moefleet_runtime.engine.tensorrt_llm.checkpoint import read_checkpoint
 from moefleet_runtime.engine.tensorrt_llm.devices import Device, check_devices, read_devices
 from moefleet_runtime.engine.tensorrt_llm.engine import TensorRTLLMEngine

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moefleet_trtllm.api import VERSION
+
 from moefleet_runtime.engine.arguments import TensorRTLLMArguments
 from moefleet_runtime.engine.base import EngineSettings
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION
 from moefleet_runtime.engine.tensorrt_llm.contract.suite import check_engine, check_names
 
 

@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from moefleet_runtime.engine.tensorrt_llm.api import VERSION, fields_of, llm_fields, snapshot
+from moefleet_trtllm.api import VERSION, fields_of, llm_fields, snapshot
+
 from moefleet_runtime.engine.tensorrt_llm.contract.rig import require
 
 # Configuration classes that the adapter makes, and whose fields users may set.

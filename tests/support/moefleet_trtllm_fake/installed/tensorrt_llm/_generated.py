@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Union  # noqa: UP035 - the snapshot writes them
 
-from moefleet_runtime.engine.tensorrt_llm.api import snapshot
+from moefleet_trtllm.api import snapshot
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 FACTS = snapshot()

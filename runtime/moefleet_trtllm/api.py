@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final
 
-from moefleet_runtime.engine.tensorrt_llm.value_types import complaint, models_of
+from moefleet_trtllm.value_types import complaint, models_of
 
 VERSION: Final = "1.2.1"
 _FILE: Final = f"api-{VERSION}.json"
@@ -104,8 +104,17 @@ def architectures() -> tuple[str, ...]:
     return tuple(snapshot()["architectures"]["pytorch_backend_deepseek"])
 
 
-def check_llm_arguments(arguments: Mapping[str, Any], own: tuple[str, ...] = ()) -> list[str]:
-    """Everything that is wrong with `engine.args`, as sentences; empty: nothing. `own`: names that are ours, for hints."""
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong with one argument."""
+
+    text: str
+    # The API has no argument of this name.
+    unknown: bool = False
+
+
+def check_llm_arguments(arguments: Mapping[str, Any], own: tuple[str, ...] = ()) -> list[Complaint]:
+    """Everything that is wrong with `engine.args`; empty: nothing. `own`: names that are ours, for hints."""
     return [
         problem for name, value in arguments.items() for problem in _check("", name, value, llm_fields(), own)
     ]
@@ -113,21 +122,21 @@ def check_llm_arguments(arguments: Mapping[str, Any], own: tuple[str, ...] = ())
 
 def _check(
     prefix: str, name: str, value: Any, fields: Mapping[str, Field], own: tuple[str, ...]
-) -> list[str]:
+) -> list[Complaint]:
     path = f"{prefix}{name}"
     if path in FROM_SPEC:
-        return [f"{path}: comes from {FROM_SPEC[path]}; remove it here"]
+        return [Complaint(f"{path}: comes from {FROM_SPEC[path]}; remove it here")]
     if path in FIXED:
-        return [f"{path}: cannot be set: {FIXED[path]}"]
+        return [Complaint(f"{path}: cannot be set: {FIXED[path]}")]
     field = fields.get(name)
     if field is None:
-        return [_unknown(path, name, prefix, (*fields, *own))]
+        return [Complaint(_unknown(path, name, prefix, (*fields, *own)), unknown=True)]
     models = models_of(field.type, snapshot()["models"])
     if isinstance(value, Mapping) and len(models) == 1:
         inner = fields_of(models[0])
         return [p for key, each in value.items() for p in _check(f"{path}.", str(key), each, inner, ())]
     wrong = complaint(field.type, value, snapshot()["models"], snapshot()["enums"])
-    return [f"{path}: {wrong}"] if wrong else []
+    return [Complaint(f"{path}: {wrong}")] if wrong else []
 
 
 def _unknown(path: str, name: str, prefix: str, known: tuple[str, ...]) -> str:
