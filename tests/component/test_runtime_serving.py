@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -11,6 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from moefleet.inference.v1 import inference_pb2 as pb
+from moefleet.inference.v1 import inference_pb2_grpc
+from moefleet_runtime.serving.listening import make_server
 from moefleet_runtime_rig import (
     ReplicaProcess,
     ask,
@@ -323,6 +326,76 @@ async def test_a_stream_that_lasts_too_long_ends_with_a_clear_status(tmp_path: P
         assert (line["status"], line["reason"]) == ("DEADLINE_EXCEEDED", "STREAM_DURATION_EXCEEDED")
         assert line["output_tokens"] == int(answer.trailers["x-usage-completion-tokens"])
         await served.sample_when(lambda s: s.active == 0 and s.outstanding_decode_tokens == 0)
+
+
+async def test_a_client_that_does_not_read_loses_its_place(tmp_path: Path) -> None:
+    """What it was sent fills the buffers between, and there the replica waits for it, but not for ever."""
+    # A few seconds fill them: 64 KiB at the replica, and a client that takes no more than this ahead.
+    small = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096))
+    async with (
+        replica(tmp_path, args={"speed": 50.0}, limits={"streamDurationS": 10}, drainTimeoutS=10) as served,
+        grpc.aio.insecure_channel(served.grpc_at, options=small) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = stub.Generate(generate_request(max_tokens=100_000))
+        await call.read()
+        line = await served.event("readers stalled")
+        assert line["requests"] == 1
+        await served.sample_when(lambda s: s.active == 0 and s.outstanding_decode_tokens == 0)
+        assert (await ask(served.inference, generate_request())).code is grpc.StatusCode.OK
+        call.cancel()
+
+
+async def test_what_is_too_large_is_refused_and_every_refusal_can_be_read(served: ReplicaProcess) -> None:
+    stub = served.inference
+    heavy = await ask(stub, generate_request(), metadata=(("x-something", "y" * (17 << 10)),))
+    assert heavy.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    big = await ask(stub, generate_request("x" * (33 << 20)))
+    assert big.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    name = await ask(stub, generate_request(model="m" * (1 << 20)))
+    assert name.code is grpc.StatusCode.NOT_FOUND
+    assert len(name.message) < 1100
+    # Each is worth a violation; all of them would be more than a client takes of a status.
+    many = generate_request()
+    many.stopping.stop_token_ids.extend(range(200_000, 200_128))
+    answer = await ask(stub, many)
+    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert next(iter(answer.violations())) == "stopping.stop_token_ids[0]"
+    assert answer.message.endswith("more")
+    health = health_pb2_grpc.HealthStub(served.channel())
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await health.Check(health_pb2.HealthCheckRequest(service="s" * (1 << 20)))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    aborted = await served.trtllm.Abort(trt.AbortRequest(request_id="r" * (1 << 20)))
+    assert not aborted.success
+    assert len(aborted.message) < 400
+    assert (await ask(stub, generate_request())).code is grpc.StatusCode.OK
+
+
+async def test_more_calls_than_a_server_takes_are_refused() -> None:
+    """Two, where a replica takes thousands."""
+    server = make_server(2)
+    gate = asyncio.Event()
+
+    class Waits(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+        async def Check(self, request: Any, context: Any) -> Any:
+            await gate.wait()
+            return health_pb2.HealthCheckResponse()
+
+    health_pb2_grpc.add_HealthServicer_to_server(Waits(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        calls = [stub.Check(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        done, _ = await asyncio.wait(
+            [asyncio.ensure_future(call.code()) for call in calls], return_when=asyncio.FIRST_COMPLETED
+        )
+        assert {one.result() for one in done} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        gate.set()
+        ended = [(await call.code()).name for call in calls]
+        assert sorted(ended) == ["OK", "OK", "RESOURCE_EXHAUSTED"]
+    await server.stop(0)
 
 
 async def test_health_reflection_information_and_metrics(served: ReplicaProcess) -> None:

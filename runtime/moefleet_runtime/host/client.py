@@ -20,7 +20,6 @@ from moefleet_runtime.engine.base import (
     EngineSettings,
 )
 from moefleet_runtime.engine.prefixes import PrefixBook
-from moefleet_runtime.host.batches import deltas_of
 from moefleet_runtime.host.messages import (
     Abort,
     Deltas,
@@ -208,13 +207,13 @@ class EngineClient:
             case Deltas(batch):
                 self._worked_at_s = now_s
                 streams = self._streams
-                for delta in deltas_of(batch):
-                    stream = streams.get(delta.request_id)
+                for entry in batch:
+                    stream = streams.get(entry[0])
                     if stream is None:
                         continue
-                    stream.feed(delta, now_s)
-                    if delta.finish is not None:
-                        del streams[delta.request_id]
+                    stream.feed(entry, now_s)
+                    if entry[3] is not None:
+                        del streams[entry[0]]
             case Load(load):
                 failed = load.failed_steps_total > self.load.failed_steps_total
                 self.load = load

@@ -28,7 +28,7 @@ from moefleet_runtime.engine.base import (
 )
 from moefleet_runtime.engine.prefixes import ReportsPrefixes
 from moefleet_runtime.engine.registry import make_engine
-from moefleet_runtime.host.batches import joined
+from moefleet_runtime.host.batches import Windows
 from moefleet_runtime.host.messages import (
     Abort,
     Deltas,
@@ -83,6 +83,8 @@ class _Outbox:
         self._deltas: list[TokenDelta] = []
         self._messages: deque[ToServer] = deque()
         self._closed = False
+        # The writer's own.
+        self._windows = Windows()
 
     def deltas(self, batch: Sequence[TokenDelta]) -> None:
         with self._change:
@@ -106,17 +108,27 @@ class _Outbox:
 
     def take(self) -> list[ToServer] | None:
         """Waits for something; None when closed and empty. Deltas go first: a refusal or a death comes after them."""
-        with self._change:
-            while not (self._deltas or self._messages or self._closed):
-                self._change.wait()
-            if not (self._deltas or self._messages):
+        while True:
+            with self._change:
+                due_s = self._windows.next_s
+                while not (self._deltas or self._messages or self._closed):
+                    left_s = None if due_s is None else due_s - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        break
+                    self._change.wait(left_s)
+                deltas, messages, closed = self._deltas, list(self._messages), self._closed
+                self._deltas = []
+                self._messages.clear()
+                self._change.notify_all()
+            # The engine does not wait for this.
+            now_s = time.monotonic()
+            self._windows.add(deltas, now_s)
+            last = closed or any(isinstance(message, Died) for message in messages)
+            batch = self._windows.take(now_s, everything=last)
+            if batch or messages:
+                return [Deltas(batch), *messages] if batch else messages
+            if closed:
                 return None
-            deltas, messages = self._deltas, list(self._messages)
-            self._deltas = []
-            self._messages.clear()
-            self._change.notify_all()
-        # The engine does not wait for this.
-        return [Deltas(joined(deltas)), *messages] if deltas else messages
 
 
 class _Host:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Literal
 
-from moefleet_runtime.engine.base import Finish, TokenDelta, TokenLogprob
+from moefleet_runtime.engine.base import Finish, TokenLogprob
+from moefleet_runtime.host.batches import Fields
 
 # full: the engine's queue is full; invalid: the engine cannot ever serve it; step: the step that held it failed;
 # dead: the engine is gone; cut: this process ends and could not wait; late: the stream lasted too long; deadline: the
@@ -58,27 +58,35 @@ class TokenStream:
     def ended(self) -> bool:
         return self.finish is not None or self.fault is not None
 
-    def feed(self, delta: TokenDelta, now_s: float) -> None:
+    def feed(self, delta: Fields, now_s: float) -> None:
+        """`delta`: a TokenDelta, or its fields as they crossed the socket."""
         if self.ended:
             return
-        if delta.tokens:
-            self.pending.extend(delta.tokens)
-            self.logprobs.extend(delta.logprobs)
-            self.produced += len(delta.tokens)
+        _, tokens, cached_tokens, finish, error, logprobs = delta
+        if tokens:
+            self.pending.extend(tokens)
+            if logprobs:
+                self.logprobs.extend(logprobs)
+            self.produced += len(tokens)
             self.last_at_s = now_s
             if self.first_at_s is None:
                 self.first_at_s = now_s
-                self.cached_tokens = delta.cached_tokens
-        if delta.finish is Finish.FAILED:
-            self.fault = StreamFault("step", delta.error or "the engine gave no reason")
-        elif delta.finish is Finish.REFUSED:
-            self.fault = StreamFault("invalid", delta.error or "the engine gave no reason")
-        elif delta.finish is Finish.LATE:
-            self.fault = StreamFault("deadline", delta.error or "the deadline of the request passed")
-        elif delta.finish is not None:
-            self.finish = delta.finish
-        if self.ended or len(self.pending) >= self._need:
+                self.cached_tokens = cached_tokens
+        if finish is not None:
+            self._finished(finish, error)
+        if finish is not None or len(self.pending) >= self._need:
             self._wake()
+
+    def _finished(self, finish: Finish, error: str) -> None:
+        match finish:
+            case Finish.FAILED:
+                self.fault = StreamFault("step", error or "the engine gave no reason")
+            case Finish.REFUSED:
+                self.fault = StreamFault("invalid", error or "the engine gave no reason")
+            case Finish.LATE:
+                self.fault = StreamFault("deadline", error or "the deadline of the request passed")
+            case _:
+                self.finish = finish
 
     def end(self, fault: StreamFault) -> None:
         """From outside of the engine: refused, dead, cut or late. The first end counts."""
@@ -91,22 +99,16 @@ class TokenStream:
             self.finish = Finish.CANCELLED
             self._wake()
 
-    async def wait(self, need: int, until_s: float | None = None) -> None:
-        """Until `need` tokens are pending, the stream has ended, or the time (monotonic) has come."""
+    async def wait(self, need: int = 1) -> None:
+        """Until `need` tokens are pending, or the stream has ended."""
         if self.ended or len(self.pending) >= need:
             return
-        loop = asyncio.get_running_loop()
         self._need = need
-        waiter = self._waiter = loop.create_future()
-        timer = None
-        if until_s is not None:
-            timer = loop.call_later(max(until_s - time.monotonic(), 0.0), self._wake)
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
         try:
             await waiter
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
 
     def take(self) -> list[int]:
         """What has come; take `logprobs` first."""
@@ -115,6 +117,8 @@ class TokenStream:
 
     def take_logprobs(self) -> list[TokenLogprob]:
         """Of the tokens that the next `take` gives."""
+        if not self.logprobs:
+            return []
         logprobs, self.logprobs = self.logprobs, []
         return logprobs
 

@@ -6,20 +6,27 @@ about running streams that draining waits for: the engine's own numbers are a mo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
 from moefleet_runtime.host.stream import StreamFault, TokenStream
 from moefleet_runtime.life import Life
-from moefleet_runtime.serving.problems import Problem, full, refusal
+from moefleet_runtime.serving.problems import RETRY_FULL_S, Problem, full, refusal
 
 POD_UIDS_HEADER: Final = "x-moefleet-pod-uids"
 MODEL_HEADER: Final = "x-moefleet-model"
+# How long a client may take none of what is sent to it. HTTP/2 gives it 64 KiB ahead, thousands of tokens: whoever needs longer is not
+# reading, and holds a place, its part of the cache, and at the end the drain.
+MAX_WRITE_S: Final = 120.0
+# The same once its answer is over or was cut: nothing more comes, and somebody may wait for its place.
+MAX_LAST_WRITE_S: Final = 5.0
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -33,6 +40,9 @@ class Guest:
     stream: TokenStream | None = None
     # Another replica ends its answer when this one cannot.
     movable: bool = False
+    # Of its handler, and since when it waits for its client to make room for a message; None: it does not.
+    task: asyncio.Task[Any] | None = None
+    writing_since_s: float | None = None
 
 
 class Admission:
@@ -145,7 +155,46 @@ class Admission:
         self.cut_total += cut
         return cut
 
+    def end_stalled(self, now_s: float) -> list[str]:
+        """Ends the calls of those who do not read what they asked for; their request ids."""
+        stalled = [g for g in self._guests.values() if g.writing_since_s is not None and _stalls(g, now_s)]
+        for guest in stalled:
+            if guest.task is not None:
+                guest.task.cancel()
+        return [guest.request_id for guest in stalled]
+
     def _refuse(self, problem: Problem) -> Problem:
         if problem.refused:
             self.refused[problem.refused] += 1
         return problem
+
+
+def _stalls(guest: Guest, now_s: float) -> bool:
+    over = guest.stream is not None and guest.stream.ended
+    return now_s - (guest.writing_since_s or now_s) > (MAX_LAST_WRITE_S if over else MAX_WRITE_S)
+
+
+class Places:
+    """For calls that are no requests: so many of one kind at once, and the next one is refused."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most = most
+        self._what = what
+        self._taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        if self._taken >= self._most:
+            text = f"{self._taken} {self._what} run already, as many as this replica takes at once"
+            raise Problem(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_CALLS",
+                text,
+                retry_after_s=RETRY_FULL_S,
+                quota=(self._what, text),
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1

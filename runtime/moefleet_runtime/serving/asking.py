@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from moefleet_runtime.engine.base import OPTIONS, EngineRequest, Finish, Guide
-from moefleet_runtime.serving.checks import ModelLimits, check_sampling, check_stops
+from moefleet_runtime.serving.checks import MAX_TOKEN_BYTES, ModelLimits, check_sampling, check_stops
 from moefleet_runtime.serving.problems import Violation
 
 MAX_STOPS: Final = 16
@@ -20,6 +20,9 @@ MAX_REPETITION_PENALTY: Final = 10.0
 MAX_LOGPROBS: Final = 20
 MAX_PRIORITY: Final = 1000
 MAX_GUIDE_CHARACTERS: Final = 64 << 10
+# Objects and lists within each other, or groups of an expression. Engines' libraries read guides by recursion, some of them in C++,
+# where too deep is not an error but the end of the process.
+MAX_GUIDE_DEPTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,14 @@ def check_generated(asked: Asked, max_tokens: int, field: str) -> list[Violation
     return [Violation(field, f"has {len(asked.generated)} tokens; max_tokens is {max_tokens}")]
 
 
+def check_resumed_text(asked: Asked, characters: int, field: str) -> list[Violation]:
+    """So many characters are left out of what follows: more than the tokens can spell would swallow the rest of the answer."""
+    most = len(asked.generated) * MAX_TOKEN_BYTES
+    return (
+        [] if characters <= most else [Violation(field, f"is {characters}; its tokens spell at most {most}")]
+    )
+
+
 def _check_bias(asked: Asked, limits: ModelLimits, field: str) -> list[Violation]:
     if len(asked.logit_bias) > MAX_LOGIT_BIASES:
         return [Violation(field, f"has {len(asked.logit_bias)} tokens; at most {MAX_LOGIT_BIASES}")]
@@ -204,7 +215,39 @@ def _check_guide(guide: Guide, field: str) -> list[Violation]:
         except ValueError as error:
             return [Violation(field, f"is no JSON: {error}")]
         except RecursionError:
-            return [Violation(field, "is nested too deeply")]
+            return [Violation(field, f"is nested too deeply; at most {MAX_GUIDE_DEPTH} levels")]
         if not isinstance(schema, dict):
             return [Violation(field, f"is a JSON {type(schema).__name__}; wanted an object")]
+        depth = _depth_of_json(schema)
+    else:
+        depth = _depth_of_groups(guide.text)
+    if depth > MAX_GUIDE_DEPTH:
+        return [Violation(field, f"is nested too deeply: {depth} levels; at most {MAX_GUIDE_DEPTH}")]
     return []
+
+
+def _depth_of_json(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+def _depth_of_groups(expression: str) -> int:
+    """Parentheses that are escaped or in a class are characters like others."""
+    deepest = depth = 0
+    in_class = escaped = False
+    for character in expression:
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif in_class:
+            in_class = character != "]"
+        elif character == "[":
+            in_class = True
+        elif character in "()":
+            depth += 1 if character == "(" else -1
+            deepest = max(deepest, depth)
+    return deepest

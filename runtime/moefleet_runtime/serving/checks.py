@@ -12,6 +12,8 @@ from moefleet_runtime.serving.problems import Violation
 # The longest request id: it is a key in maps and goes into logs.
 MAX_REQUEST_ID_CHARACTERS: Final = 256
 MAX_CACHE_SALT_CHARACTERS: Final = 256
+# A namespace, a slash and a model's name; longer ones are quoted up to here.
+MAX_MODEL_CHARACTERS: Final = 63 + 1 + 253
 MAX_STOP_TOKEN_IDS: Final = 128
 # What "absent" means for max_tokens, at most (inference.proto).
 DEFAULT_MAX_TOKENS: Final = 4096

@@ -14,11 +14,14 @@ from moefleet.replica.v1 import replica_pb2_grpc as services
 
 from moefleet_runtime.engine.prefixes import PrefixBook
 from moefleet_runtime.life import DrainWanted, Event, Life, ResumeWanted
+from moefleet_runtime.serving.admission import Places
 from moefleet_runtime.serving.problems import Context, Problem, Violation, answer_with, invalid
 
 DEFAULT_INTERVAL_MS: Final = 1000
 MIN_INTERVAL_MS: Final = 100
 MAX_INTERVAL_MS: Final = 60000
+# Gateway pods and the operator's, each once.
+MAX_WATCHERS: Final = 256
 DRAIN_REASONS: Final = ("ScaleDown", "Rollout", "Eviction")
 
 
@@ -66,6 +69,7 @@ class ReplicaService(services.ReplicaServiceServicer):
         self._sample = sample
         self._changes = changes
         self._prefixes = prefixes
+        self._watchers = Places(MAX_WATCHERS, "WatchLoad calls")
 
     async def WatchLoad(
         self, request: pb.WatchLoadRequest, context: Context
@@ -82,20 +86,24 @@ class ReplicaService(services.ReplicaServiceServicer):
                     )
                 ),
             )
-        told: int | None = None
-        while True:
-            seen, over = self._changes.number, self._life().over
-            response = pb.WatchLoadResponse(sample=self._sample())
-            if request.prefixes and self._prefixes.reports:
-                told, changes = self._prefixes.since(told)
-                if changes:
-                    response.prefixes.reset = changes.reset
-                    response.prefixes.stored.extend(changes.stored)
-                    response.prefixes.removed.extend(changes.removed)
-            yield response
-            if over:
-                return
-            await self._changes.wait(seen, interval_ms / 1000)
+        try:
+            with self._watchers.one():
+                told: int | None = None
+                while True:
+                    seen, over = self._changes.number, self._life().over
+                    response = pb.WatchLoadResponse(sample=self._sample())
+                    if request.prefixes and self._prefixes.reports:
+                        told, changes = self._prefixes.since(told)
+                        if changes:
+                            response.prefixes.reset = changes.reset
+                            response.prefixes.stored.extend(changes.stored)
+                            response.prefixes.removed.extend(changes.removed)
+                    yield response
+                    if over:
+                        return
+                    await self._changes.wait(seen, interval_ms / 1000)
+        except Problem as problem:
+            await answer_with(context, problem)
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         await self._authenticate(context)

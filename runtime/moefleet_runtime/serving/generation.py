@@ -1,17 +1,16 @@
 """From a checked request to a stream of pieces: what both generating services share.
 
-The first token goes out at once. After it, tokens wait for each other for a moment: a message costs the same whether it
-carries one token or ten, and messages are what a busy replica's server spends its processor on.
+A piece is what has come since the last one. Tokens have waited for each other in the engine host already (`host.batches`); a client
+that takes its messages slowly finds more in each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import count
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import grpc
 
@@ -30,18 +29,12 @@ from moefleet_runtime.serving.problems import (
 from moefleet_runtime.serving.request_log import RequestLog
 from moefleet_runtime.serving.stopping import AnswerText
 
-# Tokens of one stream go out together when they come within this time, or as soon as there are so many.
-WINDOW_S: Final = 0.020
-WINDOW_TOKENS: Final = 32
-# A message costs this much processor time (grpc.aio with uvloop, measured); with many streams the window grows so that
-# messages take at most half a core: 1000 streams send at most every 60 ms each.
-MESSAGE_COST_S: Final = 30e-6
-SHARE_OF_CORE: Final = 0.5
 NO_NAMES: Final[Mapping[str, str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
+    """As Piece no dataclass: one of each is made for every message."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -54,8 +47,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     tokens: list[int]
     usage: Usage
     # Set in the last piece.
@@ -63,13 +55,9 @@ class Piece:
     # Where the reader wants text.
     text: str = ""
     # One for each of the tokens, if the request asked for them.
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: Sequence[TokenLogprob] = ()
     # The stop text that ended the answer.
     stop: str | None = None
-
-
-def window_s(streams: int) -> float:
-    return max(WINDOW_S, streams * MESSAGE_COST_S / SHARE_OF_CORE)
 
 
 class EndedError(Exception):
@@ -130,27 +118,23 @@ class Generation:
         outcome, problem = "cancelled", None
         used = Usage(prompt_tokens, before, 0)
         try:
-            need, until_s = 1, None
             while True:
-                await stream.wait(need, until_s)
-                if not stream.pending and not stream.ended:
-                    # The window closed over nothing: the next token goes out as soon as it comes.
-                    need, until_s = 1, None
-                    continue
-                used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
+                await stream.wait()
                 if stream.fault is not None:
                     outcome = stream.fault.kind
+                    used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
                     problem = self._problem(stream.fault, names, used)
                     raise EndedError(problem, used)
                 logprobs, tokens, finish = stream.take_logprobs(), stream.take(), stream.finish
                 if text is None:
-                    piece = Piece(tokens, used, finish, logprobs=logprobs)
+                    used = Usage(prompt_tokens, before + stream.produced, stream.cached_tokens)
+                    piece = Piece(tokens, used, finish, "", logprobs)
                 else:
                     said = text.push(tokens, logprobs, last=finish is not None)
                     if said.stop is not None:
                         finish = Finish.STOP
-                    # Not what the engine made since.
-                    used = replace(used, completion_tokens=text.used)
+                    # Up to a stop text, not what the engine made since.
+                    used = Usage(prompt_tokens, text.used, stream.cached_tokens)
                     piece = Piece(said.tokens, used, finish, said.text, said.logprobs, said.stop)
                 if finish is not None:
                     outcome = finish.name.lower()
@@ -158,7 +142,6 @@ class Generation:
                     yield piece
                 if finish is not None:
                     return
-                need, until_s = WINDOW_TOKENS, time.monotonic() + window_s(self._client.streams)
         finally:
             last_chance.cancel()
             self._client.abort(stream)

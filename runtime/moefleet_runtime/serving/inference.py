@@ -16,8 +16,14 @@ from moefleet.inference.v1 import inference_pb2_grpc as services
 
 from moefleet_runtime.engine.base import EngineRequest, Finish, Guide, Tokenizer, TokenLogprob
 from moefleet_runtime.serving import checks
-from moefleet_runtime.serving.admission import Admission
-from moefleet_runtime.serving.asking import Asked, check_asked, check_generated, check_min_tokens
+from moefleet_runtime.serving.admission import Admission, Places
+from moefleet_runtime.serving.asking import (
+    Asked,
+    check_asked,
+    check_generated,
+    check_min_tokens,
+    check_resumed_text,
+)
 from moefleet_runtime.serving.generation import EndedError, Generation, Piece, Usage
 from moefleet_runtime.serving.handover import MOVABLE, Handover, Sent, rest_of
 from moefleet_runtime.serving.problems import (
@@ -32,6 +38,8 @@ from moefleet_runtime.serving.stopping import AnswerText
 
 # Longer texts are tokenised in a thread, so that running streams do not wait for them (about 2 ms at this size).
 INLINE_TEXT_CHARACTERS: Final = 8192
+# Texts that wait to be counted. They wait for one thread, and so do prompts, which admission bounds.
+MAX_COUNTS: Final = 64
 
 _FINISH = {
     Finish.STOP: pb.FINISH_REASON_STOP,
@@ -95,6 +103,7 @@ class InferenceService(services.InferenceServiceServicer):
         self._generation = generation
         self._tokenizing = tokenizing
         self._handover = handover
+        self._counting = Places(MAX_COUNTS, "CountTokens calls")
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Writes instead of yielding: a cancelled call then raises here, and frees the engine at once; a generator would
@@ -111,6 +120,7 @@ class InferenceService(services.InferenceServiceServicer):
         sent = Sent()
         handover = self._handover
         guest.movable = handover is not None and handover.possible_for(context.invocation_metadata())
+        guest.task = asyncio.current_task()
         first = True
         try:
             deadline_s = deadline_of(context)
@@ -135,8 +145,11 @@ class InferenceService(services.InferenceServiceServicer):
                     if piece.finish is not None:
                         _end(response, piece, asked, limits)
                         context.set_trailing_metadata(piece.usage.trailers())
+                    guest.writing_since_s = time.monotonic()
                     await context.write(response)
-                    sent.add(piece)
+                    guest.writing_since_s = None
+                    if guest.movable:
+                        sent.add(piece)
         except EndedError as ended:
             if handover is not None and guest.movable and ended.problem.reason in MOVABLE:
                 rest = rest_of(request, guest.request_id, sent)
@@ -159,7 +172,8 @@ class InferenceService(services.InferenceServiceServicer):
                 return pb.CountTokensResponse(tokens=0)
             if wrong := checks.check_text(limits, request.text, "text"):
                 raise invalid(*wrong)
-            return pb.CountTokensResponse(tokens=len(await self._encode(tokenizer, request.text)))
+            with self._counting.one():
+                return pb.CountTokensResponse(tokens=len(await self._encode(tokenizer, request.text)))
         except Problem as problem:
             await answer_with(context, problem)
 
@@ -182,7 +196,8 @@ class InferenceService(services.InferenceServiceServicer):
             raise Problem(
                 grpc.StatusCode.NOT_FOUND,
                 "MODEL_NOT_FOUND",
-                f"model {model!r} is not served here; this replica serves {' = '.join(self._served.names)}",
+                f"model {model[: checks.MAX_MODEL_CHARACTERS]!r} is not served here;"
+                f" this replica serves {' = '.join(self._served.names)}",
                 metadata={"models": ",".join(self._served.names)},
             )
 
@@ -291,6 +306,7 @@ def _check(request: pb.GenerateRequest, limits: checks.ModelLimits) -> _Wanted:
         case _:
             wrong.append(Violation("input", "is missing; give prompt or token_ids"))
     wrong += check_asked(wanted.asked, limits, wanted.names)
+    wrong += check_resumed_text(wanted.asked, wanted.text_characters, "resume.text_characters")
     if wrong:
         raise invalid(*wrong)
     return wanted

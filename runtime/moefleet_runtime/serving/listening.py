@@ -24,11 +24,17 @@ log = structlog.get_logger()
 
 # TensorRT-LLM's own limit; a prompt of 128K ids is below 0.5 MB.
 MAX_MESSAGE_BYTES: Final = 32 << 20
+# Of one request. Said here because grpc's default refuses at random between 8 KiB and this.
+MAX_METADATA_BYTES: Final = 16 << 10
+# Calls at once, of all kinds, beside the requests that may wait: a full batch, probes, watchers, and those that are just refused.
+MAX_OTHER_CALLS: Final = 1 << 14
 _ANY_NUMBER: Final = 1 << 20
 
 SERVER_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # A peer that vanished without a FIN is noticed within 40 s. Gateways and clients ping us to know soon that we are
     # gone, twice a second at most: the default of 5 min answers GOAWAY too_many_pings in the middle of a stream.
     ("grpc.keepalive_time_ms", 30_000),
@@ -61,14 +67,14 @@ class Listeners:
         registry: CollectorRegistry,
     ) -> None:
         """Raises FatalError(AddressUnavailable)."""
-        public = grpc.aio.server(options=SERVER_OPTIONS)
+        public = make_server(config.limits.queued_requests + MAX_OTHER_CALLS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, public)  # type: ignore[no-untyped-call]
         trtllm_service_pb2_grpc.add_TrtllmServiceServicer_to_server(trtllm, public)
         health_pb2_grpc.add_HealthServicer_to_server(health, public)
         reflection.enable_server_reflection(
             (*SERVICE_NAMES, "grpc.health.v1.Health", reflection.SERVICE_NAME), public
         )
-        control = grpc.aio.server(options=SERVER_OPTIONS)
+        control = make_server(MAX_OTHER_CALLS)
         replica_pb2_grpc.add_ReplicaServiceServicer_to_server(replica, control)  # type: ignore[no-untyped-call]
         self._servers = [public, control]
         grpc_at = _bind(public, config.listen, "listen")
@@ -103,6 +109,10 @@ class Listeners:
         except OSError as error:
             raise FatalError("AddressUnavailable", f"metricsListen {address}: {error}") from error
         return _shown(host, self._metrics.server_port)
+
+
+def make_server(most_calls: int) -> grpc.aio.Server:
+    return grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=most_calls)
 
 
 def split_address(address: str, field: str) -> tuple[str, int]:

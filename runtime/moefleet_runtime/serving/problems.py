@@ -16,6 +16,10 @@ DOMAIN: Final = "moefleet.io"
 # in which a gateway learns of it.
 RETRY_FULL_S: Final = 1.0
 RETRY_ELSEWHERE_S: Final = 0.2
+# Of one problem's sentence, and of all its violations together. A status travels as metadata, twice and encoded: with these it stays
+# below the 8 KiB beyond which clients see a broken call instead of it. Client text is quoted in both, and may be megabytes.
+MAX_MESSAGE_BYTES: Final = 1024
+MAX_VIOLATION_BYTES: Final = 2048
 
 Refused = Literal["draining", "wrong-pod", "wrong-model", "not-serving", "full"]
 
@@ -44,6 +48,7 @@ class Problem(Exception):  # noqa: N818 - it is what the client is told, not a f
     refused: Refused | None = None
 
     def __post_init__(self) -> None:
+        self.message = shortened(self.message, MAX_MESSAGE_BYTES)
         super().__init__(self.message)
 
     def details(self) -> list[Message]:
@@ -93,8 +98,25 @@ async def answer_with(
 
 
 def invalid(*violations: Violation, reason: str = "INVALID_REQUEST") -> Problem:
-    text = "; ".join(f"{v.field}: {v.description}" for v in violations)
-    return Problem(grpc.StatusCode.INVALID_ARGUMENT, reason, text, violations=violations)
+    told, left_bytes = [], MAX_VIOLATION_BYTES
+    for violation in violations:
+        one = Violation(shortened(violation.field, 256), shortened(violation.description, MAX_MESSAGE_BYTES))
+        left_bytes -= len(f"{one.field}{one.description}".encode())
+        if left_bytes < 0:
+            break
+        told.append(one)
+    text = "; ".join(f"{v.field}: {v.description}" for v in told)
+    if more := len(violations) - len(told):
+        text = f"{shortened(text, MAX_MESSAGE_BYTES - 32)}; and {more} more"
+    return Problem(grpc.StatusCode.INVALID_ARGUMENT, reason, text, violations=tuple(told))
+
+
+def shortened(text: str, most_bytes: int) -> str:
+    """At most so many bytes of UTF-8, cut between characters."""
+    data = text[: most_bytes + 1].encode("utf-8", "replace")
+    if len(data) <= most_bytes:
+        return text
+    return data[: most_bytes - 3].decode("utf-8", "ignore") + "..."
 
 
 def refusal(

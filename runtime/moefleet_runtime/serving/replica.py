@@ -278,7 +278,7 @@ class Replica:
             fetch_bytes=self._progress.total_bytes,
             fetch_s=self._fetch_s,
             load_s=life.load_s,
-            tune_s=self._view.info.tune_s if self._view.info is not None else 0.0,
+            tune_s=self._view.info.tune_s if self._view.info is not None else None,
             outcomes=self._generation.outcomes.message(),
             kv_reusable_tokens=load.kv_reusable_tokens,
         )
@@ -365,6 +365,8 @@ class Replica:
             await asyncio.sleep(CHECK_S)
             now_s = time.monotonic()
             self.client.check(now_s)
+            if stalled := self._admission.end_stalled(now_s):
+                log.warning("readers stalled", requests=len(stalled), first=stalled[0])
             if not self._life.start_s and not self._life.failure:
                 await self._check_start(now_s)
 

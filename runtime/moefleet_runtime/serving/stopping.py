@@ -7,8 +7,7 @@ cannot be taken back. How the answer was cut into tokens and messages changes no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from moefleet_runtime.engine.base import TextDecoder, TokenLogprob
 
@@ -48,8 +47,9 @@ class StopFinder:
         return held
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
+    """No dataclass: one is made for every message."""
+
     tokens: list[int]
     # One for each of the tokens, or none.
     logprobs: list[TokenLogprob]
@@ -142,6 +142,8 @@ class AnswerText:
         return Said([t for t, _, _ in out], [p for _, p, _ in out if p is not None], text, stop)
 
     def _unsaid(self, text: str) -> str:
+        if not self._owed and not self._skip:
+            return text
         text, self._owed = self._owed + text, ""
         cut = min(self._skip, len(text))
         self._skip -= cut

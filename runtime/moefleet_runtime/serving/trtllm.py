@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from smg_grpc_proto.generated import trtllm_service_pb2_grpc as services
 from moefleet_runtime.engine.base import EngineInfo, Finish, Guide, TokenLogprob
 from moefleet_runtime.life import Life
 from moefleet_runtime.serving import checks
-from moefleet_runtime.serving.admission import Admission
+from moefleet_runtime.serving.admission import Admission, Places
 from moefleet_runtime.serving.asking import Asked, check_asked, check_min_tokens
 from moefleet_runtime.serving.generation import EndedError, Generation, Piece
 from moefleet_runtime.serving.inference import Served, deadline_of
@@ -40,6 +40,11 @@ from moefleet_runtime.serving.tokenizer_bundle import Bundle, NoTokenizerError, 
 
 # From the gateway's OpenAI edge: max_tokens is not the client's word, so there is none (0015).
 OPEN_ENDED_HEADER: Final = "x-moefleet-open-ended"
+# From there too: the client's seed, for which SMG has no place. Decimal, of 64 bits.
+SEED_HEADER: Final = "x-moefleet-seed"
+MAX_SEED_DIGITS: Final = 20
+# Each of them holds a few megabytes on their way; gateways ask once each.
+MAX_BUNDLES: Final = 32
 _FINISH = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "cancelled"}
 
 
@@ -52,6 +57,7 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         self._generation = generation
         self._state = state
         self._bundle: Bundle | None = None
+        self._bundles = Places(MAX_BUNDLES, "GetTokenizer calls")
 
     async def Generate(self, request: Any, context: Context) -> None:
         """Writes instead of yielding, as InferenceService does."""
@@ -60,7 +66,9 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
             if self._served.limits is None:
                 raise refusal("not-serving", "this replica has not loaded its model yet")
             limits = self._served.limits
-            open_ended = (OPEN_ENDED_HEADER, "1") in (context.invocation_metadata() or ())
+            metadata = dict(context.invocation_metadata() or ())
+            _read_seed(request, metadata)
+            open_ended = metadata.get(OPEN_ENDED_HEADER) == "1"
             asked, max_tokens = _asked(request, limits, None if open_ended else request.max_tokens)
             engine_request = asked.request(
                 self._generation.new_request_id(),
@@ -77,6 +85,7 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         except Problem as problem:
             self._generation.log.refused(time.monotonic(), request.request_id, problem)
             await answer_with(context, problem)
+        guest.task = asyncio.current_task()
         try:
             answer: list[int] = []
             logprobs: list[TokenLogprob] = []
@@ -96,11 +105,13 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
                     if piece.finish is Finish.CANCELLED:
                         aborted = Problem(grpc.StatusCode.CANCELLED, "ABORTED", "the request was aborted")
                         raise EndedError(aborted, piece.usage)
+                    guest.writing_since_s = time.monotonic()
                     if request.streaming and tokens:
                         await context.write(_chunk(guest.request_id, tokens, piece))
                     if piece.finish is not None:
                         context.set_trailing_metadata(piece.usage.trailers())
                         await context.write(_complete(guest.request_id, answer, logprobs, piece, stop))
+                    guest.writing_since_s = None
         except EndedError as ended:
             await answer_with(context, ended.problem, ended.usage.trailers())
         finally:
@@ -110,7 +121,8 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
         guest = self._admission.find(request.request_id)
         if guest is None or guest.stream is None:
             return pb.AbortResponse(
-                success=False, message=f"request {request.request_id!r} does not run here"
+                success=False,
+                message=f"request {request.request_id[: checks.MAX_REQUEST_ID_CHARACTERS]!r} does not run here",
             )
         guest.stream.cancel()
         return pb.AbortResponse(success=True, message="aborted")
@@ -161,8 +173,12 @@ class TrtllmService(services.TrtllmServiceServicer):  # type: ignore[misc, unuse
                 self._bundle = await asyncio.to_thread(make_bundle, folder)
             except (NoTokenizerError, OSError) as error:
                 await answer_with(context, _no_tokenizer(str(error)))
-        for data, sha256 in self._bundle.chunks():
-            await context.write(common_pb2.GetTokenizerChunk(data=data, sha256=sha256))
+        try:
+            with self._bundles.one():
+                for data, sha256 in self._bundle.chunks():
+                    await context.write(common_pb2.GetTokenizerChunk(data=data, sha256=sha256))
+        except Problem as problem:
+            await answer_with(context, problem)
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> Any:
         await answer_with(context, unimplemented("trtllm.TrtllmService/SubscribeKvEvents"))
@@ -239,6 +255,16 @@ def _asked(request: Any, limits: checks.ModelLimits, wanted: int | None) -> tupl
     if wrong:
         raise invalid(*wrong)
     return asked, max_tokens
+
+
+def _read_seed(request: Any, metadata: Mapping[str, Any]) -> None:
+    text = metadata.get(SEED_HEADER)
+    if text is None:
+        return
+    digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= MAX_SEED_DIGITS
+    if not digits or int(text) >= 1 << 64:
+        raise invalid(Violation(SEED_HEADER, f"is {text[:40]!r}; wanted a number below 2^64"))
+    request.sampling_config.seed = int(text)
 
 
 def _guide(guided: Any) -> Guide | None:

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from moefleet_load.stream import token_request
-from moefleet_runtime.serving.generation import WINDOW_S
+from moefleet_runtime.host.batches import WINDOW_S
 from moefleet_runtime_rig import replica
 from moefleet_runtime_rig.process import ReplicaProcess
 from rich.console import Console

@@ -30,14 +30,15 @@ class Ended(Exception):  # noqa: N818 - what abort() does to a handler
 class Call:
     """One call: what it was answered with."""
 
-    def __init__(self) -> None:
+    def __init__(self, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+        self._metadata = metadata
         self.written: list[Any] = []
         self.code = grpc.StatusCode.OK
         self.fields: list[str] = []
         self.said = ""
 
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
 
     def time_remaining(self) -> None:
         return None
@@ -98,8 +99,8 @@ class AnsweringReplica:
         self.trtllm = TrtllmService(served, admission, generation, ReplicaView(cast(Life, Working()), 1))
         self.admission = admission
 
-    def ask(self, service: Any, request: Any) -> Call:
-        context = Call()
+    def ask(self, service: Any, request: Any, metadata: tuple[tuple[str, str], ...] = ()) -> Call:
+        context = Call(metadata)
 
         async def call() -> None:
             try:

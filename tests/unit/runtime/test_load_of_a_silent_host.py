@@ -4,7 +4,6 @@ import pytest
 from moefleet_runtime.ending import Failure
 from moefleet_runtime.engine.base import EngineInfo, EngineLoad, EngineRequest, Finish, TokenDelta
 from moefleet_runtime.host import client as host_client
-from moefleet_runtime.host.batches import joined
 from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.host.messages import Deltas, Load, Started
 
@@ -53,6 +52,6 @@ def test_a_report_that_may_have_crossed_a_request_does_not_answer_for_it(
 def test_what_has_ended_or_was_given_up_is_no_work(client: EngineClient) -> None:
     client.submit(EngineRequest("a", (1,) * 200, max_tokens=8))
     given_up = client.submit(EngineRequest("b", (1,) * 50, max_tokens=2))
-    client.received(Deltas(joined([TokenDelta("a", (5,), finish=Finish.STOP)])))
+    client.received(Deltas([TokenDelta("a", (5,), finish=Finish.STOP)]))
     client.abort(given_up)
     assert client.unreported_tokens == (0, 0)

@@ -46,6 +46,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"guide": {"json_schema": "{"}}, "guide.json_schema", "is no JSON"),
     ({"guide": {"json_schema": "[1]"}}, "guide.json_schema", "wanted an object"),
     ({"guide": {"json_schema": "[" * 60000}}, "guide.json_schema", "nested too deeply"),
+    (
+        {"guide": {"json_schema": '{"a":' * 64 + "{}" + "}" * 64}},
+        "guide.json_schema",
+        "65 levels; at most 64",
+    ),
+    ({"guide": {"json_schema": '{"a":' + "[" * 64 + "]" * 64 + "}"}}, "guide.json_schema", "65 levels"),
+    ({"guide": {"regex": "(" * 65 + "a" + ")" * 65}}, "guide.regex", "65 levels; at most 64"),
+    # The rest of the answer would be swallowed.
+    ({"resume": {"token_ids": [5, 6], "text_characters": 513}}, "resume.text_characters", "at most 512"),
+    ({"resume": {"text_characters": 1}}, "resume.text_characters", "at most 0"),
 ]
 
 
@@ -60,6 +70,24 @@ def test_a_bad_value_is_told_with_its_field_and_range(
     assert answer.fields == [field]
     assert says in answer.said
     assert len(replica.engine.requests) == before
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        {"json_schema": '{"a":' * 63 + "{}" + "}" * 63},
+        {"regex": "(" * 64 + "a" + ")" * 64},
+        {"regex": "(a)" * 1000},
+        {"regex": "[(((]" * 100},
+        {"regex": r"\(" * 100},
+    ],
+    ids=["schema", "groups", "one after the other", "in a class", "escaped"],
+)
+def test_a_guide_may_be_as_deep_as_the_limit(replica: AnsweringReplica, guide: dict[str, Any]) -> None:
+    request = pb.GenerateRequest(
+        model="m", token_ids=pb.TokenIds(ids=[5]), stopping=pb.Stopping(max_tokens=2), guide=guide
+    )
+    assert replica.ask(replica.inference, request).code is grpc.StatusCode.OK
 
 
 TRTLLM_BAD: list[tuple[dict[str, Any], str]] = [
@@ -181,3 +209,26 @@ def test_what_an_engine_lacks_is_refused_by_name_and_what_is_off_passes() -> Non
         guide=pb.Guide(json_object=False),
     )
     assert bare.ask(bare.inference, off).code is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("header", "seed"), [("7", 7), ("0", 0), (str((1 << 64) - 1), (1 << 64) - 1), (None, 9)]
+)
+def test_a_seed_that_the_openai_edge_names_wins(
+    replica: AnsweringReplica, header: str | None, seed: int
+) -> None:
+    request = trt.GenerateRequest(
+        tokenized=trt.TokenizedInput(input_token_ids=[5, 6]),
+        max_tokens=2,
+        sampling_config=trt.SamplingConfig(temperature=1.0, seed=9),
+    )
+    metadata = (("x-moefleet-seed", header),) if header is not None else ()
+    assert replica.ask(replica.trtllm, request, metadata).code is grpc.StatusCode.OK
+    assert replica.engine.requests[-1].seed == seed
+
+
+@pytest.mark.parametrize("header", ["", "-1", "1.5", "x", str(1 << 64), "9" * 5000])
+def test_a_seed_that_is_none_is_refused(replica: AnsweringReplica, header: str) -> None:
+    request = trt.GenerateRequest(tokenized=trt.TokenizedInput(input_token_ids=[5]), max_tokens=2)
+    answer = replica.ask(replica.trtllm, request, (("x-moefleet-seed", header),))
+    assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["x-moefleet-seed"])

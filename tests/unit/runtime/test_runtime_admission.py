@@ -19,7 +19,6 @@ from moefleet_runtime.life import (
 from moefleet_runtime.serving import checks
 from moefleet_runtime.serving.admission import Admission
 from moefleet_runtime.serving.control import Changes
-from moefleet_runtime.serving.generation import WINDOW_S, window_s
 from moefleet_runtime.serving.problems import Problem, Violation, full, invalid, refusal
 
 SERVING = Life(born_s=0.0)
@@ -171,10 +170,3 @@ async def test_a_watcher_misses_no_change_that_came_while_it_was_sending() -> No
     changes.announce()
     await waiting
     await changes.wait(changes.number, timeout_s=0.001)
-
-
-def test_messages_of_many_streams_wait_longer_for_each_other() -> None:
-    assert window_s(1) == window_s(300) == WINDOW_S
-    assert window_s(1000) == pytest.approx(0.06)
-    # Half a core at most goes into messages.
-    assert 5000 / window_s(5000) * 30e-6 == pytest.approx(0.5)

@@ -12,7 +12,7 @@ from moefleet_runtime.host.stream import FaultKind, StreamFault, TokenStream
 from moefleet_runtime.life import Life
 from moefleet_runtime.metrics import ServerMetrics
 from moefleet_runtime.serving.admission import Admission, Guest
-from moefleet_runtime.serving.generation import WINDOW_TOKENS, EndedError, Generation, Piece
+from moefleet_runtime.serving.generation import EndedError, Generation, Piece
 
 REQUEST = EngineRequest("r0", (1, 2, 3), 1000)
 
@@ -64,51 +64,27 @@ class Stage:
         )
 
 
-async def test_the_first_token_goes_alone_and_the_next_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Wide enough for a machine that pauses.
-    monkeypatch.setattr("moefleet_runtime.serving.generation.WINDOW_S", 0.5)
+async def test_what_has_come_since_the_last_piece_is_the_next_one() -> None:
     stage = Stage()
     async with aclosing(stage.generation.run(stage.guest, REQUEST)) as pieces:
         stage.engine.give(7)
         assert (await anext(pieces)).tokens == [7]
         reading = asyncio.ensure_future(anext(pieces))
         await asyncio.sleep(0)
-        for token in (8, 9, 10):
-            stage.engine.give(token)
-        await asyncio.sleep(0)
-        assert not reading.done(), "within the window tokens wait for each other"
-        assert (await reading).tokens == [8, 9, 10]
-        reading = asyncio.ensure_future(anext(pieces))
-        await asyncio.sleep(0)
-        stage.engine.give(*range(WINDOW_TOKENS))
-        # So many do not wait for the window.
-        assert (await reading).tokens == list(range(WINDOW_TOKENS))
-        reading = asyncio.ensure_future(anext(pieces))
-        await asyncio.sleep(0)
-        stage.engine.give(5, finish=Finish.STOP)
-        last = await reading
-        assert (last.tokens, last.finish) == ([5], Finish.STOP)
-        assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.cached_tokens) == (
-            3,
-            37,
-            2,
-        )
-        with pytest.raises(StopAsyncIteration):
-            await anext(pieces)
-    assert stage.outcomes("stop") == 1
-
-
-async def test_a_token_after_a_quiet_window_goes_out_at_once() -> None:
-    stage = Stage()
-    async with aclosing(stage.generation.run(stage.guest, REQUEST)) as pieces:
-        stage.engine.give(7)
-        await anext(pieces)
-        reading = asyncio.ensure_future(anext(pieces))
-        # Longer than the window, however slow the machine.
-        await asyncio.sleep(0.05)
         assert not reading.done()
         stage.engine.give(8)
         assert (await reading).tokens == [8]
+        # The client took its time.
+        stage.engine.give(9)
+        stage.engine.give(10, 11)
+        assert (await anext(pieces)).tokens == [9, 10, 11]
+        stage.engine.give(5, finish=Finish.STOP)
+        last = await anext(pieces)
+        assert (last.tokens, last.finish) == ([5], Finish.STOP)
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.cached_tokens) == (3, 6, 2)
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
+    assert stage.outcomes("stop") == 1
 
 
 async def test_leaving_early_frees_the_engine() -> None:
