@@ -1,6 +1,6 @@
 """Where the time of a cold start went: from creating a pod to Ready, by phase. Pure.
 
-    created -scheduling-> on a node -pulling-> container runs -fetching-> weights are here -loading-> engine can step (of this: tuning)
+    created -scheduling-> on a node -pulling-> container runs -fetching-> weights are here -loading-> engine can step (of this, where it tells: tuning)
             -warming-> its canary passed -registering-> gateways know it, Ready
 
 The first two and the last are what the kubelet wrote, in whole seconds; the others the replica tells. A container that was started
@@ -60,8 +60,10 @@ def cold_start(replica: Replica, *, watched: bool) -> ColdStart | None:
             spent["starting"] = ready_at - began_at
         else:
             spent["fetching"] = told.fetch_s
-            spent["loading"] = told.load_s - told.fetch_s - told.tune_s
-            spent["tuning"] = told.tune_s
+            # What an engine does not tell is no phase: it stays in loading.
+            tune_s = told.tune_s or 0.0
+            spent["loading"] = told.load_s - told.fetch_s - tune_s
+            spent["tuning"] = tune_s
             spent["warming"] = told.start_s - told.load_s
             spent["registering"] = ready_at - began_at - told.start_s
     phases = tuple((name, spent[name]) for name in PHASES if spent.get(name, 0.0) > 0.0)

@@ -37,11 +37,11 @@ class Outcomes:
 @dataclass(frozen=True, slots=True)
 class StartReport:
     """Seconds from the start of the process, once it has served: until weights were there, the engine could step, the canary had
-    passed. `tune_s` is a part of the second."""
+    passed. `tune_s` is a part of the second; None: the engine does not tell it from loading."""
 
     fetch_s: float
     load_s: float
-    tune_s: float
+    tune_s: float | None
     start_s: float
 
 

@@ -191,7 +191,8 @@ class ReplicaBook:
 def _start(said: replica_pb2.LoadSample) -> StartReport | None:
     if said.start_s <= 0 or said.load_s <= 0:
         return None
-    return StartReport(said.fetch_s, said.load_s, said.tune_s, said.start_s)
+    tune_s = said.tune_s if said.HasField("tune_s") else None
+    return StartReport(said.fetch_s, said.load_s, tune_s, said.start_s)
 
 
 def _outcomes(said: replica_pb2.LoadSample) -> Outcomes | None:

@@ -103,8 +103,8 @@ class EngineInfo:
     layers: int = 0
     heads: int = 0
     device: str = "cpu"
-    # Of its start, what went into autotuning and capturing graphs; 0: none, or the engine does not tell it from loading.
-    tune_s: float = 0.0
+    # Of its start, what went into autotuning and capturing graphs. None: the engine does not tell it from loading.
+    tune_s: float | None = None
     # Of OPTIONS, those that this engine honours: a request that sets another one is refused before it comes here.
     supports: frozenset[str] = frozenset()
 

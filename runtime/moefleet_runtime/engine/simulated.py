@@ -99,6 +99,7 @@ class SimulatedEngine:
             max_batch_tokens=limits.max_batch_tokens,
             engine_version=f"{calibration.name} at speed {self._arguments.speed:g}",
             device="simulated",
+            tune_s=0.0,
             # As with temperature: its tokens come from no distribution that these could shape. What would show in the
             # answer (a banned token, a length, a form) it cannot do.
             supports=frozenset({"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}),

@@ -36,6 +36,11 @@ TABLE: list[tuple[str, Replica, dict[str, float]]] = [
         replica(ReplicaLoad("SERVING", start=StartReport(0.0, 340.0, 0.0, 345.0))),
         {"scheduling": 10, "pulling": 40, "loading": 340, "warming": 5, "registering": 5},
     ),
+    (
+        "the engine does not tell tuning from loading",
+        replica(ReplicaLoad("SERVING", start=StartReport(0.0, 340.0, None, 345.0))),
+        {"scheduling": 10, "pulling": 40, "loading": 340, "warming": 5, "registering": 5},
+    ),
     ("a replica of an older release", replica(ReplicaLoad("SERVING")), {"scheduling": 10, "pulling": 40, "starting": 350}),
     ("nothing is heard of it", replica(None), {"scheduling": 10, "pulling": 40, "starting": 350}),
     (

@@ -126,6 +126,18 @@ def test_start_times_are_of_those_that_got_there():
     assert made.starts_s(CHAT) == {"a": 12.5}
 
 
+def test_a_phase_that_an_engine_does_not_tell_is_not_zero():
+    made = book(target("a"), target("b"), target("c"))
+    made.put("a", load("a", start_s=12.5, load_s=12.0, tune_s=3.0), NOW)
+    made.put("b", load("b", start_s=12.5, load_s=12.0, tune_s=0.0), NOW)
+    made.put("c", load("c", start_s=12.5, load_s=12.0), NOW)
+    assert {uid: said.start.tune_s for uid, said in made.loads(NOW).items()} == {
+        "a": 3.0,
+        "b": 0.0,
+        "c": None,
+    }
+
+
 def test_outstanding_tokens_are_both_kinds():
     made = book(target("a"))
     made.put(

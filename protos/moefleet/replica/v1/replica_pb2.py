@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!moefleet/replica/v1/replica.proto\x12\x13moefleet.replica.v1\"\xb6\x02\n\x08StepSums\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0e\n\x06time_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_tokens\x18\x03 \x01(\x01\x12\x11\n\tsequences\x18\x04 \x01(\x01\x12\x11\n\tkv_tokens\x18\x05 \x01(\x01\x12\x16\n\x0etime_s_prefill\x18\x06 \x01(\x01\x12\x18\n\x10time_s_sequences\x18\x07 \x01(\x01\x12\x11\n\ttime_s_kv\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_prefill\x18\t \x01(\x01\x12\x19\n\x11prefill_sequences\x18\n \x01(\x01\x12\x12\n\nprefill_kv\x18\x0b \x01(\x01\x12\x1b\n\x13sequences_sequences\x18\x0c \x01(\x01\x12\x14\n\x0csequences_kv\x18\r \x01(\x01\x12\r\n\x05kv_kv\x18\x0e \x01(\x01\"\x9e\x01\n\x08Outcomes\x12\r\n\x05\x65nded\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x14\n\x0c\x66irst_tokens\x18\x03 \x01(\x04\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x16\n\x0ettft_s_squared\x18\x05 \x01(\x01\x12\r\n\x05paced\x18\x06 \x01(\x04\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x16\n\x0etpot_s_squared\x18\x08 \x01(\x01\"\xcf\x05\n\nLoadSample\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\x0e\n\x06queued\x18\x07 \x01(\r\x12\"\n\x1aoutstanding_prefill_tokens\x18\x08 \x01(\x04\x12!\n\x19outstanding_decode_tokens\x18\t \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\n \x01(\x04\x12\x15\n\rkv_max_tokens\x18\x0b \x01(\x04\x12,\n\x05steps\x18\x0c \x01(\x0b\x32\x1d.moefleet.replica.v1.StepSums\x12\x1b\n\x13prompt_tokens_total\x18\r \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x0e \x01(\x04\x12\x1b\n\x13output_tokens_total\x18\x0f \x01(\x04\x12\x17\n\x0foldest_active_s\x18\x10 \x01(\x01\x12\x16\n\x0e\x61\x64mitted_total\x18\x11 \x01(\x04\x12\x15\n\rrefused_total\x18\x12 \x01(\x04\x12\x11\n\tcut_total\x18\x13 \x01(\x04\x12\x0f\n\x07start_s\x18\x14 \x01(\x01\x12\x15\n\rfetched_bytes\x18\x15 \x01(\x04\x12\x13\n\x0b\x66\x65tch_bytes\x18\x16 \x01(\x04\x12\x0f\n\x07\x66\x65tch_s\x18\x17 \x01(\x01\x12/\n\x08outcomes\x18\x18 \x01(\x0b\x32\x1d.moefleet.replica.v1.Outcomes\x12\x1f\n\x12kv_reusable_tokens\x18\x19 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06load_s\x18\x1a \x01(\x01\x12\x0e\n\x06tune_s\x18\x1b \x01(\x01\x42\x15\n\x13_kv_reusable_tokens\"9\n\x10WatchLoadRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x10\n\x08prefixes\x18\x02 \x01(\x08\"z\n\x11WatchLoadResponse\x12/\n\x06sample\x18\x01 \x01(\x0b\x32\x1f.moefleet.replica.v1.LoadSample\x12\x34\n\x08prefixes\x18\x02 \x01(\x0b\x32\".moefleet.replica.v1.PrefixChanges\"?\n\rPrefixChanges\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07removed\x18\x03 \x03(\x06\"/\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\"Q\n\rDrainResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\" \n\rResumeRequest\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\"B\n\x0eResumeResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState*\x87\x02\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_WARMING\x10\x03\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x19\n\x15REPLICA_STATE_DRAINED\x10\x06\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x07\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x08\x32\x91\x02\n\x0eReplicaService\x12\\\n\tWatchLoad\x12%.moefleet.replica.v1.WatchLoadRequest\x1a&.moefleet.replica.v1.WatchLoadResponse0\x01\x12N\n\x05\x44rain\x12!.moefleet.replica.v1.DrainRequest\x1a\".moefleet.replica.v1.DrainResponse\x12Q\n\x06Resume\x12\".moefleet.replica.v1.ResumeRequest\x1a#.moefleet.replica.v1.ResumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!moefleet/replica/v1/replica.proto\x12\x13moefleet.replica.v1\"\xb6\x02\n\x08StepSums\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\x0e\n\x06time_s\x18\x02 \x01(\x01\x12\x16\n\x0eprefill_tokens\x18\x03 \x01(\x01\x12\x11\n\tsequences\x18\x04 \x01(\x01\x12\x11\n\tkv_tokens\x18\x05 \x01(\x01\x12\x16\n\x0etime_s_prefill\x18\x06 \x01(\x01\x12\x18\n\x10time_s_sequences\x18\x07 \x01(\x01\x12\x11\n\ttime_s_kv\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_prefill\x18\t \x01(\x01\x12\x19\n\x11prefill_sequences\x18\n \x01(\x01\x12\x12\n\nprefill_kv\x18\x0b \x01(\x01\x12\x1b\n\x13sequences_sequences\x18\x0c \x01(\x01\x12\x14\n\x0csequences_kv\x18\r \x01(\x01\x12\r\n\x05kv_kv\x18\x0e \x01(\x01\"\x9e\x01\n\x08Outcomes\x12\r\n\x05\x65nded\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12\x14\n\x0c\x66irst_tokens\x18\x03 \x01(\x04\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x16\n\x0ettft_s_squared\x18\x05 \x01(\x01\x12\r\n\x05paced\x18\x06 \x01(\x04\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x16\n\x0etpot_s_squared\x18\x08 \x01(\x01\"\xdf\x05\n\nLoadSample\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\x0e\n\x06queued\x18\x07 \x01(\r\x12\"\n\x1aoutstanding_prefill_tokens\x18\x08 \x01(\x04\x12!\n\x19outstanding_decode_tokens\x18\t \x01(\x04\x12\x16\n\x0ekv_used_tokens\x18\n \x01(\x04\x12\x15\n\rkv_max_tokens\x18\x0b \x01(\x04\x12,\n\x05steps\x18\x0c \x01(\x0b\x32\x1d.moefleet.replica.v1.StepSums\x12\x1b\n\x13prompt_tokens_total\x18\r \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x0e \x01(\x04\x12\x1b\n\x13output_tokens_total\x18\x0f \x01(\x04\x12\x17\n\x0foldest_active_s\x18\x10 \x01(\x01\x12\x16\n\x0e\x61\x64mitted_total\x18\x11 \x01(\x04\x12\x15\n\rrefused_total\x18\x12 \x01(\x04\x12\x11\n\tcut_total\x18\x13 \x01(\x04\x12\x0f\n\x07start_s\x18\x14 \x01(\x01\x12\x15\n\rfetched_bytes\x18\x15 \x01(\x04\x12\x13\n\x0b\x66\x65tch_bytes\x18\x16 \x01(\x04\x12\x0f\n\x07\x66\x65tch_s\x18\x17 \x01(\x01\x12/\n\x08outcomes\x18\x18 \x01(\x0b\x32\x1d.moefleet.replica.v1.Outcomes\x12\x1f\n\x12kv_reusable_tokens\x18\x19 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06load_s\x18\x1a \x01(\x01\x12\x13\n\x06tune_s\x18\x1b \x01(\x01H\x01\x88\x01\x01\x42\x15\n\x13_kv_reusable_tokensB\t\n\x07_tune_s\"9\n\x10WatchLoadRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x10\n\x08prefixes\x18\x02 \x01(\x08\"z\n\x11WatchLoadResponse\x12/\n\x06sample\x18\x01 \x01(\x0b\x32\x1f.moefleet.replica.v1.LoadSample\x12\x34\n\x08prefixes\x18\x02 \x01(\x0b\x32\".moefleet.replica.v1.PrefixChanges\"?\n\rPrefixChanges\x12\r\n\x05reset\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07removed\x18\x03 \x03(\x06\"/\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\"Q\n\rDrainResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\" \n\rResumeRequest\x12\x0f\n\x07pod_uid\x18\x01 \x01(\t\"B\n\x0eResumeResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.moefleet.replica.v1.ReplicaState*\x87\x02\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_WARMING\x10\x03\x12\x19\n\x15REPLICA_STATE_SERVING\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x19\n\x15REPLICA_STATE_DRAINED\x10\x06\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x07\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x08\x32\x91\x02\n\x0eReplicaService\x12\\\n\tWatchLoad\x12%.moefleet.replica.v1.WatchLoadRequest\x1a&.moefleet.replica.v1.WatchLoadResponse0\x01\x12N\n\x05\x44rain\x12!.moefleet.replica.v1.DrainRequest\x1a\".moefleet.replica.v1.DrainResponse\x12Q\n\x06Resume\x12\".moefleet.replica.v1.ResumeRequest\x1a#.moefleet.replica.v1.ResumeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moefleet.replica.v1.replica_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=1737
-  _globals['_REPLICASTATE']._serialized_end=2000
+  _globals['_REPLICASTATE']._serialized_start=1753
+  _globals['_REPLICASTATE']._serialized_end=2016
   _globals['_STEPSUMS']._serialized_start=59
   _globals['_STEPSUMS']._serialized_end=369
   _globals['_OUTCOMES']._serialized_start=372
   _globals['_OUTCOMES']._serialized_end=530
   _globals['_LOADSAMPLE']._serialized_start=533
-  _globals['_LOADSAMPLE']._serialized_end=1252
-  _globals['_WATCHLOADREQUEST']._serialized_start=1254
-  _globals['_WATCHLOADREQUEST']._serialized_end=1311
-  _globals['_WATCHLOADRESPONSE']._serialized_start=1313
-  _globals['_WATCHLOADRESPONSE']._serialized_end=1435
-  _globals['_PREFIXCHANGES']._serialized_start=1437
-  _globals['_PREFIXCHANGES']._serialized_end=1500
-  _globals['_DRAINREQUEST']._serialized_start=1502
-  _globals['_DRAINREQUEST']._serialized_end=1549
-  _globals['_DRAINRESPONSE']._serialized_start=1551
-  _globals['_DRAINRESPONSE']._serialized_end=1632
-  _globals['_RESUMEREQUEST']._serialized_start=1634
-  _globals['_RESUMEREQUEST']._serialized_end=1666
-  _globals['_RESUMERESPONSE']._serialized_start=1668
-  _globals['_RESUMERESPONSE']._serialized_end=1734
-  _globals['_REPLICASERVICE']._serialized_start=2003
-  _globals['_REPLICASERVICE']._serialized_end=2276
+  _globals['_LOADSAMPLE']._serialized_end=1268
+  _globals['_WATCHLOADREQUEST']._serialized_start=1270
+  _globals['_WATCHLOADREQUEST']._serialized_end=1327
+  _globals['_WATCHLOADRESPONSE']._serialized_start=1329
+  _globals['_WATCHLOADRESPONSE']._serialized_end=1451
+  _globals['_PREFIXCHANGES']._serialized_start=1453
+  _globals['_PREFIXCHANGES']._serialized_end=1516
+  _globals['_DRAINREQUEST']._serialized_start=1518
+  _globals['_DRAINREQUEST']._serialized_end=1565
+  _globals['_DRAINRESPONSE']._serialized_start=1567
+  _globals['_DRAINRESPONSE']._serialized_end=1648
+  _globals['_RESUMEREQUEST']._serialized_start=1650
+  _globals['_RESUMEREQUEST']._serialized_end=1682
+  _globals['_RESUMERESPONSE']._serialized_start=1684
+  _globals['_RESUMERESPONSE']._serialized_end=1750
+  _globals['_REPLICASERVICE']._serialized_start=2019
+  _globals['_REPLICASERVICE']._serialized_end=2292
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Everything that can be wrong with a configuration or a checkpoint is found here,
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def start(settings: EngineSettings) -> Started:
         reuse=settings.kv_reuse,
     )
     guides = _guides(settings.model_path, config)
+    decode, tune_s = None, 0.0
+    if device.type == "cuda" and arguments.cuda_graphs:
+        began_s = time.monotonic()
+        decode = FixedDecode(
+            model,
+            cache,
+            device,
+            most_rows=scheduler.max_running,
+            table_blocks=-(-context_length // arguments.block_tokens),
+        )
+        tune_s = time.monotonic() - began_s
     info = EngineInfo(
         model_name=settings.model_name,
         context_length=context_length,
@@ -100,16 +112,8 @@ def start(settings: EngineSettings) -> Started:
         heads=config.heads,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         supports=OPTIONS if guides is not None else OPTIONS - {"guide"},
+        tune_s=tune_s,
     )
-    decode = None
-    if device.type == "cuda" and arguments.cuda_graphs:
-        decode = FixedDecode(
-            model,
-            cache,
-            device,
-            most_rows=scheduler.max_running,
-            table_blocks=-(-context_length // arguments.block_tokens),
-        )
     return Started(info, ModelRunner(model, cache, device, decode), scheduler, threads, guides, prefixes)
 
 
