@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,9 @@ from rich.table import Table
 
 from .run import Result
 
+MACHINE = "Machine: "
+# A row of the table, or a sentence below it.
+ROW = re.compile(r"(?:\| |- \*\*)([a-z0-9-]*[a-z][a-z0-9-]*)(?: \||\*\*:)(?! held)")
 BEGIN, END = "<!-- results: written by `make faults README=1` -->", "<!-- end of results -->"
 
 
@@ -88,17 +92,34 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             console.print(f"[red]{found['name']}:[/] {sentence}", soft_wrap=True, markup=True)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " | run |", "|---" * (len(COLUMNS) + 1) + "|"]
+def markdown(rows: list[dict[str, Any]], before: str = "") -> str:
+    """`before`: what stood there; rows of scenarios that have not run again stay, with what did not hold in them."""
+    new = {r["name"] for r in rows}
+    kept = [line for line in before.splitlines() if (name := _named(line)) and name not in new]
+    lines = [line for line in kept if line.startswith("|")]
     lines += ["| " + " | ".join((*cells(r), f"{r['when']} `{r['commit']}`")) + " |" for r in rows]
-    broken = [f"- **{r['name']}**: {sentence}" for r in rows for sentence in r["broken"]]
-    tail = ["", "What did not hold:", "", *broken] if broken else ["", "Everything held."]
-    machines = ", ".join(sorted({r["machine"] for r in rows}))
-    return "\n".join([f"Machine: {machines}.", "", *lines, *tail])
+    broken = [line for line in kept if line.startswith("-")]
+    broken += [f"- **{r['name']}**: {sentence}" for r in rows for sentence in r["broken"]]
+    tail = ["", "What did not hold:", "", *sorted(broken)] if broken else ["", "Everything held."]
+    machines = {r["machine"] for r in rows}
+    if len(lines) > len(rows):
+        machines |= {m for line in before.splitlines() if line.startswith(MACHINE) for m in _machines(line)}
+    table = ["| " + " | ".join(COLUMNS) + " | run |", "|---" * (len(COLUMNS) + 1) + "|", *sorted(lines)]
+    return "\n".join([f"{MACHINE}{'; '.join(sorted(machines))}.", "", *table, *tail])
+
+
+def _named(line: str) -> str:
+    """The scenario of a line; empty for any other."""
+    found = ROW.match(line)
+    return found[1] if found else ""
+
+
+def _machines(line: str) -> list[str]:
+    return line.removeprefix(MACHINE).removesuffix(".").split("; ")
 
 
 def write_readme(rows: list[dict[str, Any]], path: Path) -> None:
     text = path.read_text()
     head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    path.write_text(f"{head}{BEGIN}\n{markdown(rows)}\n{END}{tail}")
+    before, _, tail = rest.partition(END)
+    path.write_text(f"{head}{BEGIN}\n{markdown(rows, before)}\n{END}{tail}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from moefleet_faults import report
@@ -38,3 +39,25 @@ def test_a_row_in_the_readme_replaces_the_one_before(tmp_path: Path) -> None:
     assert "9 != 8" in line
     assert "- **node-frozen**: 3 requests were touched" in text
     assert {len(x.split("|")) for x in text.splitlines() if x.startswith("|")} == {len(report.COLUMNS) + 3}
+
+
+def test_a_row_that_did_not_run_again_stays_with_what_did_not_hold_in_it(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    old = {**report.row(BAD, "aaa"), "machine": "an old one, 1 core"}
+    report.write_readme([old], readme)
+    report.write_readme([report.row(GOOD, "bbb")], readme)
+    text = readme.read_text()
+    assert [x.split()[1] for x in text.splitlines() if x.startswith("| ")] == [
+        "scenario",
+        "node-frozen",
+        "replica-killed",
+    ]
+    assert "`aaa`" in text
+    assert "- **node-frozen**: 3 requests were touched" in text
+    assert f"Machine: {report.machine()}; an old one, 1 core." in text
+    # Run again and well: nothing of it is left.
+    report.write_readme([report.row(replace(BAD, broken=[]), "ccc")], readme)
+    assert "`aaa`" not in readme.read_text()
+    assert readme.read_text().count("node-frozen") == 1
+    assert "Everything held." in readme.read_text()
