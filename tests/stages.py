@@ -34,7 +34,7 @@ STAGES = (
     Stage("component", "make component", 8, 15),
     Stage("cluster", "make cluster-tests", 10, 20),
     Stage("wheel", "make wheel", 5, 12),
-    Stage("e2e", "make e2e", 20, 30),
+    Stage("e2e", "make e2e", 20, 40),
 )
 
 
