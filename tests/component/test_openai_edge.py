@@ -152,6 +152,18 @@ async def test_a_chat_that_names_no_length_gets_what_the_context_leaves(served: 
         await served.client.chat.completions.create(model="chat-model", messages=long, max_tokens=2048)
 
 
+async def test_a_seed_gives_the_same_chances_again(served: Served) -> None:
+    async def said(**more: Any) -> str:
+        answer = await served.chat(temperature=1.0, max_tokens=40, **more)
+        return str(answer.choices[0].message.content)
+
+    first = await said(seed=7)
+    assert await said(seed=7) == first
+    assert len({first, await said(seed=8), await said(seed=-7)}) == 3
+    with pytest.raises(openai.BadRequestError, match="64 bits"):
+        await said(seed=1 << 64)
+
+
 async def test_completions_take_one_prompt_or_several(served: Served) -> None:
     text = "It is a truth universally acknowledged, that a single man"
     prompt = TOKENIZER(text, add_special_tokens=False).input_ids
@@ -389,7 +401,8 @@ async def again(served: Served) -> None:
             try:
                 answer = await served.chat("fake")
                 break
-            except (openai.InternalServerError, openai.NotFoundError):
+            except openai.InternalServerError:
+                # Never NotFoundError: the fleet is there all the while, and clients do not come again after it.
                 await asyncio.sleep(0.2)
     assert answer.choices[0].finish_reason == "stop"
 

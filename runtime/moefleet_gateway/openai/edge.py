@@ -35,6 +35,8 @@ TOKENIZER_WAIT_S = 30.0
 # Statuses with which a client is sent away for a while, and for how long when nobody says it.
 _COME_AGAIN = frozenset({"429", "503"})
 COME_AGAIN_S = 1.0
+# As OpenAI has it.
+SEED_MIN, SEED_MAX = -(1 << 63), (1 << 63) - 1
 _GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
 _NO_CHANGE = pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString()
 
@@ -64,7 +66,7 @@ class Edge:
 
 
 class _Process:
-    __slots__ = ("_edge", "_headers", "_id", "_open_ended", "_stream", "_task", "_ticket")
+    __slots__ = ("_edge", "_headers", "_id", "_open_ended", "_seed", "_stream", "_task", "_ticket")
 
     def __init__(self, edge: Edge, stream: Stream) -> None:
         self._edge = edge
@@ -72,6 +74,7 @@ class _Process:
         self._headers: dict[str, str] = {}
         self._id = ""
         self._open_ended = False
+        self._seed: int | None = None
         self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -109,6 +112,7 @@ class _Process:
             self._refuse(asked)
             return
         # As SMG does without one; a length for completions is SMG's default of 16, as OpenAI's.
+        self._seed = asked.seed
         self._open_ended = asked.open_ended and self._headers.get(":path", "").startswith(CHAT)
         if self._edge.served.has(asked.fleet.key):
             self._let_in(asked.fleet, retried=self._headers.get("x-stainless-retry-count", "0") != "0")
@@ -131,7 +135,14 @@ class _Process:
 
     def _let_in(self, fleet: Fleet, *, retried: bool) -> None:
         unique = self._headers.get("x-request-id", "").replace(".", "")
-        self._id = sign(self._edge.key, fleet.key, unique, retried=retried, open_ended=self._open_ended)
+        self._id = sign(
+            self._edge.key,
+            fleet.key,
+            unique,
+            retried=retried,
+            open_ended=self._open_ended,
+            seed=self._seed,
+        )
         common = pb.CommonResponse()
         set_header(common.header_mutation, "x-request-id", self._id)
         out = pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
@@ -175,6 +186,10 @@ class _Process:
 
     def _answered(self, status: str) -> None:
         retry_s = self._edge.retry_after_s(self._id)
+        if status == "404" and self._id:
+            # The fleet is known here, so it is SMG that has not been told of it again: it has just been started.
+            self._refuse(forgotten())
+            return
         if status not in _COME_AGAIN:
             self._stream.end(_NO_CHANGE)
             return
@@ -191,6 +206,7 @@ class _Process:
 class Asked:
     fleet: Fleet
     open_ended: bool  # no length is named
+    seed: int | None = None  # of 64 bits, without sign
 
 
 def read(body: bytes, models: ModelTable) -> Asked | Refusal:
@@ -206,10 +222,26 @@ def read(body: bytes, models: ModelTable) -> Asked | Refusal:
     if asked.get("logit_bias"):
         # SMG has no place for it in what it sends, and leaves it out without a word.
         return bad_request("logit_bias", "is not served here; InferenceService takes it")
+    seed = asked.get("seed")
+    if seed is not None and not (type(seed) is int and SEED_MIN <= seed <= SEED_MAX):
+        return bad_request("seed", f"must be an integer of 64 bits, found {json.dumps(seed)[:40]}")
     fleet = models.find(model)
     if fleet is None:
         return unknown_model(model, models.names())
-    return Asked(fleet, all(asked.get(name) is None for name in ("max_tokens", "max_completion_tokens")))
+    open_ended = all(asked.get(name) is None for name in ("max_tokens", "max_completion_tokens"))
+    # OpenAI's may be negative; a replica's has no sign.
+    return Asked(fleet, open_ended, None if seed is None else seed % (1 << 64))
+
+
+def forgotten() -> Refusal:
+    """404 would be untrue, and final to clients."""
+    return Refusal(
+        "UNAVAILABLE",
+        "GATEWAY_STARTING",
+        "a part of this gateway has just begun and does not know the model yet; come again",
+        metadata=(("safeToRetry", "true"), ("generatedTokens", "0")),
+        retry_after_s=COME_AGAIN_S,
+    )
 
 
 def _pairs(headers: Any) -> dict[str, str]:

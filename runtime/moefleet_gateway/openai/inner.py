@@ -57,9 +57,14 @@ class Reader:
         if path == methods.TRTLLM_ABORT:
             return Read(fleet, Ask(request_id, kind="info"), abort_of=request.request_id)
         found = trtllm_generate(request, fleet, request_id, signed.retried)
-        if isinstance(found, Refusal) or not signed.open_ended:
+        if isinstance(found, Refusal):
             return found
-        return replace(found, ask=replace(found.ask, max_tokens=None), headers=((names.OPEN_ENDED, "1"),))
+        if signed.seed is not None:
+            found = replace(found, headers=((names.SEED, str(signed.seed)),))
+        if signed.open_ended:
+            more = (*found.headers, (names.OPEN_ENDED, "1"))
+            found = replace(found, ask=replace(found.ask, max_tokens=None), headers=more)
+        return found
 
     def edge_id(self, engine_request_id: str) -> str:
         """The id at the edge of a request that was read here; empty when it is none of ours."""

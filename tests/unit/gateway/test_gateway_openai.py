@@ -6,6 +6,8 @@ import os
 import zipfile
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
@@ -17,22 +19,26 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2  # noqa: F401
 from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2  # noqa: F401
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 from moefleet_gateway import methods
 from moefleet_gateway.bootstrap import bootstrap
-from moefleet_gateway.openai.edge import Asked, read
+from moefleet_gateway.gateway import Gateway
+from moefleet_gateway.openai.edge import Asked, Edge, read
 from moefleet_gateway.openai.errors import immediate, seconds
 from moefleet_gateway.openai.ids import mark, sign, verify
 from moefleet_gateway.openai.inner import Reader
 from moefleet_gateway.openai.listeners import add_openai
+from moefleet_gateway.openai.served import ServedModels
 from moefleet_gateway.openai.tokenizers import BUNDLE_MAX_BYTES, FILES_MAX, BundleError, Store, unpack
 from moefleet_gateway.picking.facts import Fleet
 from moefleet_gateway.picking.models import ModelTable
 from moefleet_gateway.picking.refusals import Refusal, queue_full, unknown_model
 from moefleet_gateway.requests import Read
 from moefleet_gateway.settings import SettingsError, load
+from moefleet_gateway.streams import Stream
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 
 GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy-openai.json"
@@ -49,19 +55,21 @@ MODELS = ModelTable([CHAT, OTHER])
 @given(
     fleet=st.text(max_size=104),
     unique=st.text("0123456789abcdef-", max_size=60),
-    retried=st.booleans(),
-    open_ended=st.booleans(),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    seed=st.none() | st.integers(0, (1 << 64) - 1),
     added=st.sampled_from(["", "-0191f3c2", "-p12-0191f3c2-aaaa"]),
 )
 def test_an_id_is_found_again_in_what_smg_makes_of_it(
-    fleet: str, unique: str, retried: bool, open_ended: bool, added: str
+    fleet: str, unique: str, flags: tuple[bool, bool], seed: int | None, added: str
 ) -> None:
-    edge_id = sign(KEY, fleet, unique, retried=retried, open_ended=open_ended)
+    retried, open_ended = flags
+    edge_id = sign(KEY, fleet, unique, retried=retried, open_ended=open_ended, seed=seed)
     assert len(edge_id) <= 128
     assert edge_id.isascii()
     signed = verify(KEY, edge_id + added)
     assert signed is not None
     assert (signed.fleet, signed.retried, signed.open_ended) == (mark(fleet), retried, open_ended)
+    assert signed.seed == seed
     assert signed.edge_id == edge_id
     assert verify(b"another pod's key", edge_id + added) is None
 
@@ -104,6 +112,10 @@ def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_el
     found = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
     assert isinstance(found, Read)
     assert (found.ask.max_tokens, found.headers) == (None, (("x-moefleet-open-ended", "1"),))
+    request.request_id = sign(KEY, CHAT.key, "6f1c", seed=7) + "-0191"
+    found = reader(methods.TRTLLM_GENERATE, headers, frame(request.SerializeToString()), MODELS)
+    assert isinstance(found, Read)
+    assert (found.ask.max_tokens, found.headers) == (5, (("x-moefleet-seed", "7"),))
     abort = trt.AbortRequest(request_id=engine_id)
     found = reader(methods.TRTLLM_ABORT, headers, frame(abort.SerializeToString()), MODELS)
     assert isinstance(found, Read)
@@ -132,20 +144,23 @@ def test_the_inner_listener_takes_requests_and_aborts_of_the_edge_and_nothing_el
 
 
 @pytest.mark.parametrize(
-    ("body", "fleet"),
+    ("body", "fleet", "seed"),
     [
-        (b'{"model": "chat-model"}', CHAT),
-        (b'{"model": "team/chat-model", "messages": []}', CHAT),
-        (b'{"model": "b/chat-model"}', OTHER),
-        (b'{"model": "chat-model", "max_tokens": 5}', CHAT),
-        (b'{"model": "chat-model", "max_completion_tokens": 5, "x": null}', CHAT),
-        (b'{"model": "chat-model", "logit_bias": {}, "seed": 3}', CHAT),
+        (b'{"model": "chat-model"}', CHAT, None),
+        (b'{"model": "team/chat-model", "messages": []}', CHAT, None),
+        (b'{"model": "b/chat-model"}', OTHER, None),
+        (b'{"model": "chat-model", "max_tokens": 5}', CHAT, None),
+        (b'{"model": "chat-model", "max_completion_tokens": 5, "x": null}', CHAT, None),
+        (b'{"model": "chat-model", "logit_bias": {}, "seed": 3}', CHAT, 3),
+        (b'{"model": "chat-model", "seed": 0}', CHAT, 0),
+        (b'{"model": "chat-model", "seed": null}', CHAT, None),
+        (b'{"model": "chat-model", "seed": -1}', CHAT, (1 << 64) - 1),
     ],
 )
-def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
+def test_the_body_names_the_fleet_and_the_seed(body: bytes, fleet: Fleet, seed: int | None) -> None:
     asked = read(body, MODELS)
     assert isinstance(asked, Asked)
-    assert asked.fleet is fleet
+    assert (asked.fleet, asked.seed) == (fleet, seed)
     assert asked.open_ended == (b"max" not in body)
 
 
@@ -160,6 +175,9 @@ def test_the_body_names_the_fleet(body: bytes, fleet: Fleet) -> None:
         (b'{"model": 5}', 400, "model", "must name a model"),
         (b'{"model": ""}', 400, "model", "must name a model"),
         (b'{"model": "chat-model", "logit_bias": {"5": 1}}', 400, "logit_bias", "is not served here"),
+        (b'{"model": "chat-model", "seed": 1.5}', 400, "seed", "integer of 64 bits, found 1.5"),
+        (b'{"model": "chat-model", "seed": true}', 400, "seed", "found true"),
+        (b'{"model": "chat-model", "seed": 9223372036854775808}', 400, "seed", "integer of 64 bits"),
         (b'{"model": "gpt"}', 404, None, "model 'gpt' is not served here; known models: chat-model"),
     ],
 )
@@ -182,7 +200,7 @@ def test_wrong_bodies_are_refused_in_openais_words(
         st.none() | st.booleans() | st.floats() | st.text(max_size=20),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["model", "logit_bias", "x"]), inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["model", "logit_bias", "seed", "x"]), inner, max_size=3)
         ),
     ).map(lambda value: json.dumps(value).encode())
 )
@@ -194,6 +212,54 @@ def test_whatever_comes_is_a_fleet_or_a_refusal_that_clients_can_read(body: byte
         assert json.loads(answer.body)["error"]["message"]
     else:
         assert found.fleet in (CHAT, OTHER)
+
+
+class Answered:
+    """Envoy's stream as the edge sees it."""
+
+    def __init__(self) -> None:
+        self.said: list[ext_proc.ProcessingResponse] = []
+
+    def send(self, message: bytes) -> None:
+        self.said.append(ext_proc.ProcessingResponse.FromString(message))
+
+    end = send
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        ("200", b'{"model": "chat-model"}', None),
+        ("400", b'{"model": "chat-model"}', None),
+        # SMG was started anew and was not told of the model yet.
+        ("404", b'{"model": "chat-model"}', 503),
+        # Nobody knows it: that is refused before SMG hears of it.
+        ("", b'{"model": "gpt"}', 404),
+    ],
+)
+def test_a_model_that_only_smg_does_not_know_is_not_not_found(
+    status: str, body: bytes, told: int | None
+) -> None:
+    known = SimpleNamespace(models=MODELS)
+    gateway = cast(Gateway, SimpleNamespace(core=known, synced=True))
+    served = cast(ServedModels, SimpleNamespace(has=lambda key: True))
+    stream = Answered()
+    call = Edge(gateway, served, KEY).open(cast(Stream, stream))
+    path = {"headers": [{"key": ":path", "raw_value": b"/v1/chat/completions"}]}
+    call.received(ext_proc.ProcessingRequest(request_headers={"headers": path}).SerializeToString())
+    call.received(ext_proc.ProcessingRequest(request_body={"body": body}).SerializeToString())
+    if status:
+        answer = {"headers": [{"key": ":status", "raw_value": status.encode()}]}
+        call.received(ext_proc.ProcessingRequest(response_headers={"headers": answer}).SerializeToString())
+    last = stream.said[-1]
+    if told is None:
+        assert last.WhichOneof("response") == "response_headers"
+        return
+    assert last.immediate_response.status.code == told
+    error = json.loads(last.immediate_response.body)["error"]
+    headers = {o.header.key for o in last.immediate_response.headers.set_headers}
+    assert error["code"] == ("gateway_starting" if told == 503 else "model_not_found")
+    assert ("retry-after" in headers) is (told == 503)
 
 
 def test_a_refusal_says_when_to_come_again() -> None:
