@@ -119,13 +119,15 @@ class Core:
             self._reports.decisions.clear()
             for fleet in self._store.fleets:
                 self._queue.add(fleet, now)
-        self._leadership.let_go(bool(self._under_way), now)
+        ends = self._leadership.stopping_since is not None
+        if ends:
+            self._leadership.let_go(bool(self._under_way), now)
         if (request := self._leadership.request(now, wall)) is not None:
             self._leadership.under_way(self._emit(request))
         plans = self._leadership.may_plan(now)
         if plans:
             self._run(now, wall)
-        if (end := self._leadership.exit(bool(self._under_way), now)) is not None:
+        if ends and (end := self._leadership.exit(bool(self._under_way), now)) is not None:
             self._exited = True
             self._emit(end)
             return self._out

@@ -30,7 +30,8 @@ class Leadership:
         self._effect: int | None = None
         self._led = False
         self._settle_until = 0.0
-        self._stopping_since: float | None = None
+        # When the process was told to end; None: it was not.
+        self.stopping_since: float | None = None
 
     @property
     def act_until(self) -> float:
@@ -41,7 +42,7 @@ class Leadership:
 
     def may_plan(self, now: float) -> bool:
         return (
-            self._stopping_since is None
+            self.stopping_since is None
             and self._lease.leading(now)
             and now >= self._settle_until
             and len(self._synced) == len(KINDS)
@@ -98,23 +99,19 @@ class Leadership:
     # --- the end --------------------------------------------------------------------------------------------
 
     def stop(self, now: float) -> None:
-        if self._stopping_since is None:
-            self._stopping_since = now
-
-    @property
-    def stopping(self) -> bool:
-        return self._stopping_since is not None
+        if self.stopping_since is None:
+            self.stopping_since = now
 
     def let_go(self, busy: bool, now: float) -> None:
         """Give the Lease back as soon as nothing is under way that may still change something."""
-        if self.stopping and not busy:
+        if self.stopping_since is not None and not busy:
             self._lease.release(now)
 
     def exit(self, busy: bool, now: float) -> Exit | None:
         """The end of the process, when its time has come."""
-        if self._stopping_since is None:
+        if self.stopping_since is None:
             return None
-        waited_s = now - self._stopping_since
+        waited_s = now - self.stopping_since
         gave_up = busy and waited_s >= STOP_WAIT_S
         if not (self._lease.released or gave_up or waited_s >= 2 * STOP_WAIT_S):
             return None
@@ -140,8 +137,8 @@ class Leadership:
             at = min(at, self._lease.act_until)
             if self._settle_until > now:
                 at = min(at, self._settle_until)
-        if self._stopping_since is not None:
+        if self.stopping_since is not None:
             # Only what is to come: the first wait being over is no reason to look again at once, and again.
-            waits = (self._stopping_since + STOP_WAIT_S, self._stopping_since + 2 * STOP_WAIT_S)
+            waits = (self.stopping_since + STOP_WAIT_S, self.stopping_since + 2 * STOP_WAIT_S)
             at = min([at, *(end for end in waits if end > now)])
         return at

@@ -42,8 +42,11 @@ class LeaseMachine:
         self._namespace = namespace
         self._name = name
         self._owner = owner
-        # The newest record that we know, and when (our clock) it last changed.
+        # The newest record that we know, what of it is asked for all the time, and when (our clock) it last changed.
         self._record: Mapping[str, Any] | None = None
+        self._version = ""
+        self._holder = ""
+        self._lasts_s = LEASE_DURATION_S
         self._seen_change_at = 0.0
         self._must_read = True
         self._next_at = 0.0
@@ -72,7 +75,7 @@ class LeaseMachine:
 
     @property
     def holder(self) -> str:
-        return str(_spec(self._record).get("holderIdentity") or "")
+        return self._holder
 
     def step(self, now: float, wall: float) -> Act | None:
         """What to do about the Lease now, if anything. One request at a time."""
@@ -119,7 +122,7 @@ class LeaseMachine:
                 elif self._free(now):
                     self._next_at = now
             case Read(), NotFound():
-                self._record, self._must_read = None, False
+                self._record, self._holder, self._must_read = None, "", False
                 self._next_at = now
             case Write(intent="release"), _:
                 # Failed or not: we act no more, and in 15 s anybody may take it.
@@ -148,15 +151,17 @@ class LeaseMachine:
         return Write("release", {**body, "spec": spec})
 
     def _free(self, now: float) -> bool:
-        if self._record is None or self.holder in ("", self._identity):
+        if self._record is None or self._holder in ("", self._identity):
             return True
-        duration_s = float(_spec(self._record).get("leaseDurationSeconds") or LEASE_DURATION_S)
-        return now > self._seen_change_at + max(duration_s, LEASE_DURATION_S)
+        return now > self._seen_change_at + self._lasts_s
 
     def _observe(self, record: Mapping[str, Any], now: float) -> None:
-        if self._record is None or _version(self._record) != _version(record):
+        version, spec = _version(record), _spec(record)
+        if self._record is None or self._version != version:
             self._seen_change_at = now
-        self._record = record
+        self._record, self._version = record, version
+        self._holder = str(spec.get("holderIdentity") or "")
+        self._lasts_s = max(float(spec.get("leaseDurationSeconds") or LEASE_DURATION_S), LEASE_DURATION_S)
 
     def _transitions(self) -> int:
         return int(_spec(self._record).get("leaseTransitions") or 0)
@@ -179,7 +184,8 @@ class LeaseMachine:
         if owners:
             metadata["ownerReferences"] = owners
         if self._record is not None:
-            metadata["resourceVersion"] = _version(self._record)
+            metadata["resourceVersion"] = self._version
+        renewed = rfc3339_micro(wall)
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -187,8 +193,8 @@ class LeaseMachine:
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": int(LEASE_DURATION_S),
-                "acquireTime": acquired or rfc3339_micro(wall),
-                "renewTime": rfc3339_micro(wall),
+                "acquireTime": acquired or renewed,
+                "renewTime": renewed,
                 "leaseTransitions": transitions,
             },
         }

@@ -68,7 +68,8 @@ def verdict_of(history: Sequence[PastRevision], revision: str | None) -> Verdict
     entry = entry_of(history, revision)
     if entry is None:
         return ""
-    newest = entry.number == max(r.number for r in history)
+    # They are in this order.
+    newest = entry.number == history[-1].number
     return entry.verdict if newest or entry.verdict == "good" else ""
 
 
@@ -103,7 +104,7 @@ def keep(
     """
     verdict, reason, message = found.verdict, found.reason, found.message
     entry = entry_of(history, current)
-    newest = max((r.number for r in history), default=0)
+    newest = history[-1].number if history else 0
     number = newest if entry is not None and entry.number == newest else newest + 1
     steps: list[RecordRevision | ForgetRevision] = []
     if entry is None or (entry.number, entry.verdict) != (number, verdict):
