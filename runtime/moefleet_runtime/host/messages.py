@@ -59,6 +59,10 @@ class Deltas:
     # Of `host.batches`.
     batch: list[Fields]
 
+    def __reduce__(self) -> tuple[type[Deltas], tuple[list[Fields]]]:
+        # By itself a frozen dataclass asks for its fields at both ends; this is the message that comes at every step.
+        return Deltas, (self.batch,)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
