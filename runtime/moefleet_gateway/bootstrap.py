@@ -86,6 +86,8 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
                     "traffic_direction": "INBOUND",
                     "address": address(settings.listen),
                     "per_connection_buffer_limit_bytes": ENVOY_BUFFER_BYTES,
+                    # A gRPC client has one connection for all its streams: dealt out by chance, a few of them meet the same worker.
+                    "connection_balance_config": {"exact_balance": {}},
                     "filter_chains": [{"filters": [connection_manager(settings.hold_max_s)]}],
                 }
             ],

@@ -1,4 +1,4 @@
-"""Envoy's configuration as a reviewer reads it: tests/golden/gateway/envoy.json. Written anew with UPDATE_GOLDEN=1."""
+"""Envoy's configuration as a reviewer reads it: tests/golden/gateway/envoy.json. Written anew by `make golden`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy.json"
 
 def test_the_configuration_is_the_reviewed_one() -> None:
     made = json.dumps(bootstrap(load({"POD_NAME": "gateway-0"})), indent=1) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
+    if os.environ.get("GOLDEN") == "write":
         GOLDEN.write_text(made)
     assert made == GOLDEN.read_text()
 

@@ -336,7 +336,7 @@ def made() -> dict[str, object]:
 
 def test_the_configuration_is_the_reviewed_one() -> None:
     text = json.dumps(made(), indent=1) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
+    if os.environ.get("GOLDEN") == "write":
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
 
