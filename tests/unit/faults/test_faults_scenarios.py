@@ -54,6 +54,7 @@ def test_the_promises_are_not_softened_in_silence() -> None:
     }
     assert soft == {
         "engine-host-killed": ("replica", 0),
+        "engine-host-killed-three-times": ("replica", 0),
         "envoy-killed": ("gateway", 60),
         "gateway-cut-from-replica": ("replica", 6),
         "node-frozen": ("replica", 6),
