@@ -26,6 +26,8 @@ class Ended:
     began_s: float
     # The gateway's address that a plain client was bound to; empty: the Service.
     through: str = ""
+    # Of the client that it came from, when that goes through the Service.
+    connection: str = ""
     prompt: int = 0
     ended_s: float = 0.0
     end: End = End.FAILED

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from .ended import End, Ended
 from .scenario import Hold
 
+# From the first step until it hurts: who is hurt is looked up first.
+WOUND_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -105,9 +108,8 @@ def _touched(hold: Hold, seen: Seen) -> list[str]:
             broken.append(f"{len(rest)} requests were touched, wanted none: {_told(rest)}")
         bad = refused
     else:
-        # Who got no header yet cannot be told apart by its replica.
-        strangers = [r for r in bad if (r.pods or r.through) and not ({*r.pods, r.through} & seen.hurt)]
-        if hold.touched in ("replica", "gateway") and strangers:
+        strangers = _strangers(hold, seen, bad)
+        if strangers:
             broken.append(f"{len(strangers)} requests elsewhere were touched: {_told(strangers)}")
     plain = [r for r in bad if r.client == "plain" and r.end is not End.OK]
     late = [r for r in plain if r.began_s >= seen.injected_s and r.end is End.FAILED]
@@ -120,6 +122,23 @@ def _touched(hold: Hold, seen: Seen) -> list[str]:
         if untrue:
             broken.append(f"{len(untrue)} plain requests ended with another status: {_told(untrue)}")
     return broken
+
+
+def _strangers(hold: Hold, seen: Seen, bad: Sequence[Ended]) -> list[Ended]:
+    match hold.touched:
+        case "replica":
+            # Who got no header yet cannot be told apart by its replica.
+            return [r for r in bad if (r.pods or r.through) and not ({*r.pods, r.through} & seen.hurt)]
+        case "gateway":
+            # Nobody sees through which gateway a connection to the Service goes; but it breaks with all its streams or none.
+            alive = {
+                r.connection
+                for r in seen.requests
+                if r.began_s < seen.injected_s and r.ended_s > seen.injected_s + WOUND_S and not r.broke
+            } - {""}
+            return [r for r in bad if r.connection in alive or (r.through and r.through not in seen.hurt)]
+        case _:
+            return []
 
 
 def _told(requests: Sequence[Ended]) -> str:

@@ -78,7 +78,7 @@ class Streams:
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
-    _ours: list[tuple[AsyncClient, _Calls]] = field(default_factory=list)
+    _ours: list[tuple[str, AsyncClient, _Calls]] = field(default_factory=list)
 
     async def learn(self) -> None:
         """The answers of an undisturbed run."""
@@ -90,14 +90,14 @@ class Streams:
         self.expected = [list(a.token_ids) for a in answers]
 
     async def start(self) -> None:
-        for _ in range(CONNECTIONS):
+        for number in range(CONNECTIONS):
             own = (("grpc.use_local_subchannel_pool", 1),)
             client = await self._stack.enter_async_context(
                 AsyncClient(self.service, timeout_s=DEADLINE_S, channel_options=own)
             )
             calls = _Calls(client._stub)
             client._stub = calls
-            self._ours.append((client, calls))
+            self._ours.append((f"ours {number}", client, calls))
         targets = list(self.pods) or [""] * CONNECTIONS
         plain = [
             (target, await self._stack.enter_async_context(channel(target or self.service)))
@@ -126,7 +126,7 @@ class Streams:
 
     async def look(self) -> None:
         """Fills in which replica answers those of our streams that run."""
-        for _, calls in self._ours:
+        for _, _, calls in self._ours:
             for request in list(self.running.values()):
                 for call in calls.peek(request.request_id):
                     with contextlib.suppress(asyncio.TimeoutError, grpc.aio.AioRpcError):
@@ -158,7 +158,8 @@ class Streams:
             request.right = whole and request.tokens == want[: len(request.tokens)]
             self.ended.append(request)
 
-    async def _one_of_ours(self, request: Ended, client: AsyncClient, calls: _Calls) -> None:
+    async def _one_of_ours(self, request: Ended, connection: str, client: AsyncClient, calls: _Calls) -> None:
+        request.connection = connection
         stopping = Stopping(max_tokens=self.shape.output_tokens, ignore_eos=True)
         stream = client.generate(
             self.model, self.prompts[request.prompt], stopping=stopping, request_id=request.request_id

@@ -21,6 +21,7 @@ def ended(**changes: Any) -> Ended:
     return replace(good, **changes)
 
 
+GATEWAY = Hold(touched="gateway", plain_statuses=["UNAVAILABLE"])
 OURS_WENT_ON = ended(client="ours", resumed=1, pods=["hurt", "well"])
 PLAIN_CUT = ended(end=End.CUT, code="UNAVAILABLE", detail="the replica is gone", trailer_tokens=None)
 GOOD = Seen(
@@ -92,6 +93,21 @@ def test_a_good_run_breaks_nothing() -> None:
 def test_each_broken_promise_is_a_sentence(hold: Hold, seen: Seen, sentence: str) -> None:
     told = judge(hold, seen)
     assert len([t for t in told if sentence in t]) == 1, told
+
+
+def test_a_connection_breaks_with_all_its_streams_or_it_did_not_go_through_the_wounded_gateway() -> None:
+    through_it = replace(OURS_WENT_ON, connection="ours 0", pods=["a"])
+    plain = replace(PLAIN_CUT, through="10.0.0.1:8080", pods=["b"])
+    other = ended(client="ours", connection="ours 1", pods=["a"])
+    seen = Seen([through_it, plain, other], 10.0, frozenset({"10.0.0.1:8080"}), ran_in_hurt=1)
+    assert judge(GATEWAY, seen) == []
+    # Two streams of one connection, of which one went on as if nothing had been.
+    alone = replace(through_it, connection="ours 1")
+    (sentence,) = judge(GATEWAY, replace(seen, requests=[*seen.requests, alone]))
+    assert "1 requests elsewhere were touched" in sentence
+    elsewhere = replace(plain, through="10.0.0.2:8080")
+    (sentence,) = judge(GATEWAY, replace(seen, requests=[*seen.requests, elsewhere]))
+    assert "1 requests elsewhere were touched" in sentence
 
 
 def test_who_may_be_refused_is_named_by_the_scenario() -> None:
