@@ -36,6 +36,12 @@ $(VENV)/.done: tests/requirements.txt pyproject.toml
 	.venv-s3/bin/pip install -q --require-hashes -r tests/requirements-s3.txt
 	touch $@
 
+# What the Torch engine is measured against beside transformers; only `make bench` wants it.
+.venv-llama/.done: tests/requirements-llama.txt
+	test -x .venv-llama/bin/python || $(PY) -m venv .venv-llama
+	.venv-llama/bin/pip install -q --require-hashes -r tests/requirements-llama.txt
+	touch $@
+
 # The oldest generator that our images accept, apart from the newer protobuf of the tests (protos/generate.sh says why).
 .venv-generate/.done: protos/requirements.txt
 	test -x .venv-generate/bin/python || $(PY) -m venv .venv-generate
@@ -95,7 +101,7 @@ faults: programs setup ## Break real clusters on purpose, under load (root): ONL
 wheel: $(VENV)/.done ## Build the wheel, install it with one extra at a time, import what each image ships
 	$(BIN)/python tests/wheel.py
 
-bench: programs setup ## Measure against peers side by side; writes bench/report.json (ONLY=name for one)
+bench: programs setup .venv-llama/.done ## Measure against peers side by side; writes bench/report.json (ONLY=name for one)
 	PYTHONPATH=tests/support $(BIN)/python -m moefleet_bench $(if $(ONLY),--only $(ONLY))
 
 # --- generated things ---------------------------------------------------------------------------------------
@@ -109,6 +115,6 @@ lock: ## Lock every image's dependencies with hashes (needs `uv` in PATH or UV=.
 	tests/lock.sh
 
 clean: cluster-down ## Remove environments and build output (not the user's cache)
-	rm -rf .venv .venv-envoy .venv-generate .venv-s3 build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-envoy .venv-generate .venv-s3 .venv-llama build dist demo bench .cluster .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help programs setup demo cluster cluster-down test check unit component simulate cluster-tests e2e faults wheel bench generate golden lock clean

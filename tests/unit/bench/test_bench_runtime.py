@@ -19,6 +19,11 @@ def test_a_ratio_is_taken_round_by_round_so_that_a_busy_minute_is_no_result() ->
     assert (one.name, one.value, one.ratio) == ("torch_1", 200.0, 2.0)
     assert (eight.name, eight.ratio) == ("torch_8", 1.6)
     assert (many.name, many.ratio) == ("torch_32", 2.0)
+    rounds["8"]["llama.cpp"] = [1000.0, 1600.0, 800.0]
+    assert [(row.name, row.ratio) for row in rows(rounds, Console(file=StringIO()))][1:3] == [
+        ("torch_8", 1.6),
+        ("torch_8_llama", 0.8),
+    ]
 
 
 def test_no_prompt_of_a_run_begins_like_another() -> None:
