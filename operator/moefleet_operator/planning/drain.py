@@ -159,9 +159,15 @@ def address_of(replica: Replica) -> str | None:
 
 def _streams_end(observed: Observed, replica: Replica, began_at: float, now: float) -> float:
     """When the oldest stream will have had drainTimeout, by the replica's own clock, where that contradicts ours: a replica
-    that drains takes nothing new, so its streams are at least as old as the drain, or our clock was set forward."""
+    that drains takes nothing new, so its streams are at least as old as the drain, or our clock was set forward. One that
+    still serves has not heard of its drain, and is told of it in this time."""
     load = replica.load
-    if load is None or load.state != "DRAINING" or not load.active or load.oldest_active_s <= 0:
+    if (
+        load is None
+        or load.state not in ("SERVING", "DRAINING")
+        or not load.active
+        or load.oldest_active_s <= 0
+    ):
         return 0.0
     if load.oldest_active_s + LOAD_AGE_MAX_S >= now - began_at:
         return 0.0

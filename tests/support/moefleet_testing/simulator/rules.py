@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moefleet_operator import names
-from moefleet_operator.core.effects import CreatePod, DeletePod, Effect
+from moefleet_operator.core.effects import CreatePod, DeletePod, Effect, WriteLease
 from moefleet_operator.core.events import Key, Kind
 from moefleet_operator.planning.facts import unix_seconds
 
@@ -70,6 +70,8 @@ class Rules:
         self.troubled_until = 0.0
         # Every gateway that there ever was.
         self.all_gateways: list[Gateway] = []
+        # When an operator last took the Lease.
+        self._acquired_at = -1e9
         self._drained_at: dict[str, float] = {}
         self._stuck_since: dict[str, float] = {}
         self._writes: dict[tuple[Key, str], list[float]] = {}
@@ -103,6 +105,8 @@ class Rules:
     def check(self, operator: OperatorProcess, effect: Effect) -> None:
         """Called when a request of an operator reaches the API server."""
         if isinstance(effect, LEASE_EFFECTS):
+            if isinstance(effect, WriteLease) and effect.intent == "acquire":
+                self._acquired_at = self.world.now
             return
         self._only_the_holder(operator, effect)
         self._not_too_often(effect)
@@ -296,6 +300,10 @@ class Rules:
         if fleet is None or since < self.of(owner).disturbed_at:
             return
         asked = lately(self.of(owner).targets, since)
+        held = (fleet.get("status") or {}).get("desiredReplicas")
+        if asked and held is not None and self.world.now < self._acquired_at + 2 * STALE_S:
+            # A new leader holds what the last status says until scaling has spoken to it.
+            asked.append(held)
         wanted = min(asked) if asked else 0
         if wanted == 0:
             return
