@@ -12,7 +12,7 @@ import grpc._cython.cygrpc
 import yaml
 from moefleet.client.connecting import CHANNEL_OPTIONS
 from moefleet_gateway.bootstrap import bootstrap, replica_keepalive
-from moefleet_gateway.settings import load
+from moefleet_gateway.settings import REPLICA_SILENCE_S, load
 from moefleet_runtime.serving.listening import SERVER_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,6 +87,15 @@ def test_nobody_of_ours_pings_more_often_than_a_replica_allows() -> None:
     # Half: on the way two pings may come closer to each other.
     assert allowed_ms <= 0.5 * min(client_ms, envoy_ms)
     assert dict(SERVER_OPTIONS)["grpc.keepalive_permit_without_calls"] == 1
+
+
+def test_our_client_believes_a_silent_gateway_as_long_as_a_gateway_believes_a_silent_replica() -> None:
+    """Together they are the pause in an answer that goes on: with 30 s and 10 s for the answer to a ping it was 35 s."""
+    options = dict(CHANNEL_OPTIONS)
+    assert (
+        options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] == 1000 * REPLICA_SILENCE_S
+    )
+    assert REPLICA_SILENCE_S <= 10
 
 
 def test_grpc_knows_each_option_by_its_name() -> None:
