@@ -226,7 +226,9 @@ def version_of(raw: Json) -> int:
 
 def _map(raw: Json, name: str) -> Json:
     found = raw.get(name)
-    # Almost always a dict, and asking for that is much cheaper than asking for the protocol.
+    # Almost always a dict or absent, and asking for that is much cheaper than asking for the protocol.
+    if found is None:
+        return {}
     return found if type(found) is dict or isinstance(found, Mapping) else {}
 
 
