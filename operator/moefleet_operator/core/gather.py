@@ -55,7 +55,12 @@ class Gatherer:
         nodes_seen = "Node" not in unavailable
         loads = reports.loads
         replicas = [
-            Replica(pod, loads.get(pod.uid), self._node(pod, now) if nodes_seen else None)
+            Replica(
+                pod,
+                loads.get(pod.uid),
+                self._node(pod, now) if nodes_seen else None,
+                memory.drains_for_s(pod, now),
+            )
             for pod in store.pods_of(key, record.uid)
         ]
         owner = store.name_owner(key)

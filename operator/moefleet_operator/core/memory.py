@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.canary import watched
+from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Capacity, Observed
 from moefleet_operator.planning.revisions import Watch
 from moefleet_operator.planning.steps import AnyStep, CallResume, CreateReplica
@@ -58,6 +59,9 @@ class Memory:
         self._doubts: dict[Key, dict[str, float]] = {}
         # Replicas whose node has had too few GPUs since when: nobody but us has seen when it began.
         self.short_since: dict[str, float] = {}
+        # Replicas that were seen before they drained, and since when they drain.
+        self._undrained: set[str] = set()
+        self._draining_since: dict[str, float] = {}
 
     # --- trying again ---------------------------------------------------------------------------------------
 
@@ -129,6 +133,16 @@ class Memory:
             self._refused.pop(key, None)
             self.backoff.succeeded((key, CREATE))
 
+    def drains_for_s(self, pod: PodFacts, now: float) -> float | None:
+        """None: it does not drain, or did when this process first saw it."""
+        if not pod.draining:
+            self._undrained.add(pod.uid)
+            self._draining_since.pop(pod.uid, None)
+            return None
+        if pod.uid not in self._undrained:
+            return None
+        return now - self._draining_since.setdefault(pod.uid, now)
+
     def collide(self, key: Key, name: str, now: float) -> None:
         self._collisions.setdefault(key, {})[name] = now + COLLISION_S
 
@@ -175,6 +189,8 @@ class Memory:
     def forget(self, pods: set[str], now: float) -> None:
         """Every minute: what is about objects that are gone."""
         self.unresumable &= pods
+        self._undrained &= pods
+        self._draining_since = {uid: since for uid, since in self._draining_since.items() if uid in pods}
         self.short_since = {uid: since for uid, since in self.short_since.items() if uid in pods}
         self.backoff.forget(now, FORGET_S)
         self._doubts = {

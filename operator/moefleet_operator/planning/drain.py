@@ -72,6 +72,9 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
     if drain.at > now + CLOCK_SLACK_S:
         # The clock was set back: by it the drain would last until the old time has come again.
         return Leg((begin(replica, drain.reason, drain.message),))
+    if replica.drains_for_s is not None:
+        # We have seen it begin, and time that goes by cannot be set.
+        deadline = max(deadline, now + observed.fleet.drain_timeout_s - replica.drains_for_s)
     deadline = max(deadline, _streams_end(observed, replica, drain.at, now))
     if now >= deadline:
         left = _left(observed, replica)
@@ -159,15 +162,9 @@ def address_of(replica: Replica) -> str | None:
 
 def _streams_end(observed: Observed, replica: Replica, began_at: float, now: float) -> float:
     """When the oldest stream will have had drainTimeout, by the replica's own clock, where that contradicts ours: a replica
-    that drains takes nothing new, so its streams are at least as old as the drain, or our clock was set forward. One that
-    still serves has not heard of its drain, and is told of it in this time."""
+    that drains takes nothing new, so its streams are at least as old as the drain, or our clock was set forward."""
     load = replica.load
-    if (
-        load is None
-        or load.state not in ("SERVING", "DRAINING")
-        or not load.active
-        or load.oldest_active_s <= 0
-    ):
+    if load is None or load.state != "DRAINING" or not load.active or load.oldest_active_s <= 0:
         return 0.0
     if load.oldest_active_s + LOAD_AGE_MAX_S >= now - began_at:
         return 0.0

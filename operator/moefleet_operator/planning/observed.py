@@ -84,6 +84,8 @@ class Replica:
     load: ReplicaLoad | None
     # None: it has none yet, or nodes cannot be seen here.
     node: NodeSeen | None = None
+    # By a clock that nobody can set, since this process has seen its drain begin; None: it has not.
+    drains_for_s: float | None = None
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from moefleet_operator.core.reports import Reports
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.core.store import Store
 from moefleet_operator.planning.observed import Observed
+from moefleet_testing.builders import draining, ready
 
 GPU = "nvidia.com/gpu"
 FLEET = Key("models", "chat")
@@ -129,3 +130,15 @@ def test_a_node_that_is_not_known_is_no_trouble() -> None:
     world = World()
     world.pod(0, "elsewhere")
     assert [r.node for r in world.seen(1.0).replicas] == [None]
+
+
+def test_how_long_a_replica_drains_is_counted_from_when_it_was_seen_to_begin() -> None:
+    memory = Memory(random.Random(1))
+    serves, drains = ready(0).pod, draining(0).pod
+    assert memory.drains_for_s(drains, 5.0) is None, "it drained before this process saw it"
+    assert memory.drains_for_s(serves, 10.0) is None
+    assert [memory.drains_for_s(drains, now) for now in (20.0, 50.0)] == [0.0, 30.0]
+    assert memory.drains_for_s(serves, 60.0) is None, "it came back"
+    assert memory.drains_for_s(drains, 70.0) == 0.0
+    memory.forget(set(), 80.0)
+    assert memory.drains_for_s(drains, 90.0) is None, "it is gone"

@@ -308,7 +308,9 @@ def aged(replica: Replica, oldest_s: float) -> Replica:
     ("story", "replica", "expected"),
     [
         ("an hour forward in a drain of 15 minutes: the replica's own clock says 10 s", aged(draining(1, for_s=3600), 10.0), []),
-        ("the same of one that has not heard of its drain: it is told (seed 738)", aged(draining(1, state="SERVING", for_s=3600), 10.0), ["CallDrain 1"]),
+        ("and of one that we have seen begin to drain a minute ago, whatever it says (seed 738)", replace(aged(draining(1, state="SERVING", for_s=3600), 10.0), drains_for_s=60.0), ["CallDrain 1"]),
+        ("also when it is not heard", replace(draining(1, for_s=3600), load=None, drains_for_s=60.0), ["CallDrain 1"]),
+        ("but not longer than it may", replace(draining(1, for_s=3600, active=1), drains_for_s=901.0), ["delete 1"]),
         ("its stream has really had its time", aged(draining(1, for_s=3600), 3590.0), ["delete 1"]),
         ("nothing is known of its stream", draining(1, for_s=3600, active=1), ["delete 1"]),
         ("it is not heard", replace(draining(1, for_s=3600), load=None), ["delete 1"]),
