@@ -41,10 +41,14 @@ class Windows:
         # A heap of (time, request) for what is held. One that was sent for its length leaves its time behind.
         self._due: list[tuple[float, str]] = []
         self._ready: dict[str, Fields] = {}
+        # When the windows of those close that were sent something last.
+        self.again_s = 0.0
 
     @property
     def next_s(self) -> float | None:
-        """When something held is due; None: nothing is held."""
+        """When `take` has something, as far as is known now; None: nothing is here."""
+        if self._ready:
+            return 0.0
         return self._due[0][0] if self._due else None
 
     def add(self, deltas: Iterable[TokenDelta], now_s: float) -> None:
@@ -82,7 +86,7 @@ class Windows:
         if not ready:
             return []
         self._ready = {}
-        again_s = now_s + window_s(len(free))
+        again_s = self.again_s = now_s + window_s(len(free))
         for name in ready:
             if name in free:
                 free[name] = again_s
