@@ -16,9 +16,9 @@ from moefleet_runtime.engine.base import TokenDelta
 # Tokens of one answer go out together when they come within this time, or as soon as there are so many.
 WINDOW_S: Final = 0.020
 WINDOW_TOKENS: Final = 32
-# A message costs this much processor time (grpc.aio with uvloop, measured); with many streams the window grows so that
-# messages take at most half a core: 1000 streams send at most every 60 ms each.
-MESSAGE_COST_S: Final = 30e-6
+# A message costs this much of the server's processor time (`server_messages` of make bench); with many streams the window grows so
+# that messages take at most half a core: 1000 streams send at most every 100 ms each.
+MESSAGE_COST_S: Final = 50e-6
 SHARE_OF_CORE: Final = 0.5
 # Windows that close so soon after each other close together: answers that began in one step stay in one frame.
 SLACK_S: Final = 0.001
