@@ -130,7 +130,8 @@ class Control(gateway_pb2_grpc.GatewayServiceServicer):
                     told, told_version = states, version
                 try:
                     # A timeout is the step at which in_flight of withdrawn endpoints is looked at.
-                    await asyncio.wait_for(changed.wait(), IN_FLIGHT_EVERY_S)
+                    async with asyncio.timeout(IN_FLIGHT_EVERY_S):
+                        await changed.wait()
                 except TimeoutError:
                     continue
         finally:

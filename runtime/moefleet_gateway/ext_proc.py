@@ -114,7 +114,8 @@ class _Process:
     async def _when_known(self, headers: Mapping[str, str], body: bytes) -> None:
         """A picker that has just begun does not know its fleets yet: NOT_FOUND would be untrue, and final to clients."""
         try:
-            await asyncio.wait_for(self._picker.gateway.knows.wait(), KNOW_WAIT_S)
+            async with asyncio.timeout(KNOW_WAIT_S):
+                await self._picker.gateway.knows.wait()
         except TimeoutError:
             self._answer(starting(KNOW_WAIT_S))
         else:

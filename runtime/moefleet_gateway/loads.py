@@ -111,7 +111,8 @@ class Loads:
         wait_s = CONNECT_TIMEOUT_S
         try:
             while True:
-                response = await asyncio.wait_for(call.read(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    response = await call.read()
                 if response is grpc.aio.EOF:
                     return
                 wait_s = silence_s

@@ -178,7 +178,8 @@ async def _sync(gateway: Gateway, loads: Loads, admin: EnvoyAdmin, listed: async
         gateway.core.inherit(await admin.active_requests())
     await listed.wait()
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(loads.all_tried.wait(), FIRST_LOADS_S)
+        async with asyncio.timeout(FIRST_LOADS_S):
+            await loads.all_tried.wait()
     gateway.mark_synced()
     log.info("synced", fleets=len(gateway.core.models.by_key), endpoints=len(gateway.core.endpoints.by_uid))
     await asyncio.Event().wait()
@@ -214,7 +215,9 @@ async def _health(
             log.info("ready" if known else "not_ready")
         changed.clear()
         try:
-            await asyncio.wait_for(changed.wait(), 0.5)
+            # Nowhere wait_for: in Python 3.11 it swallows a cancel that comes as its wait ends, and this would never end.
+            async with asyncio.timeout(0.5):
+                await changed.wait()
         except TimeoutError:
             continue
 
@@ -258,7 +261,8 @@ async def _tell_demand(gateway: Gateway, demand: DemandLog) -> None:
     a short cold start."""
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(gateway.called.wait(), SAMPLE_EVERY_S)
+            async with asyncio.timeout(SAMPLE_EVERY_S):
+                await gateway.called.wait()
         gateway.called.clear()
         await demand.take()
 

@@ -122,7 +122,8 @@ class _Process:
     async def _when_known(self, body: bytes) -> None:
         """As for gRPC clients (ext_proc.py): 404 would be untrue, and final."""
         try:
-            await asyncio.wait_for(self._edge.gateway.knows.wait(), KNOW_WAIT_S)
+            async with asyncio.timeout(KNOW_WAIT_S):
+                await self._edge.gateway.knows.wait()
         except TimeoutError:
             self._refuse(starting(KNOW_WAIT_S))
         else:

@@ -119,7 +119,8 @@ class Reflector:
             rest = b""
             while True:
                 # Own lines: aiohttp's readline refuses a pod of more than 64 KiB.
-                chunk = await asyncio.wait_for(response.content.readany(), SILENCE_S)
+                async with asyncio.timeout(SILENCE_S):
+                    chunk = await response.content.readany()
                 if not chunk:
                     return
                 *lines, rest = (rest + chunk).split(b"\n")
