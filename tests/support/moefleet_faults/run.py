@@ -138,7 +138,11 @@ async def _cycle(scenario: Scenario, site: Site, say: Say) -> tuple[float | None
         await asyncio.sleep(step.after_s)
         say(f"{scenario.name}: {step.do} {_brief(step)}")
         at.append(time.monotonic())
-        await site.do(step)
+        try:
+            await site.do(step)
+        except CommandError as error:
+            # What was seen of the requests until then counts all the same.
+            return None, f"{step.do} failed: {str(error)[-300:]}"
         if step.then is not None:
             _, lacking = await reached(site, step.then, before)
             if lacking:
