@@ -140,7 +140,18 @@ def summary_table(result: RunResult) -> Table:
         ("took", f"{s.wall_s:.1f} s, and {result.compile_s:.1f} s of compiling"),
     ):  # fmt: skip
         table.add_row(name, value)
+    for name, share in hours_by_reason(result).items():
+        table.add_row(f"  GPU-hours: {name}", f"{share:,.1f}")
     return table
+
+
+def hours_by_reason(result: RunResult) -> dict[str, float]:
+    """What a replica was kept for, the largest part last but the forecast first; empty for a policy that does not say."""
+    prefix = "hours_for_"
+    found = {n.removeprefix(prefix): h for n, h in result.extra.items() if n.startswith(prefix)}
+    if not found:
+        return {}
+    return found | {state: result.extra[f"hours_{state}"] for state in ("draining", "starting")}
 
 
 @contextmanager

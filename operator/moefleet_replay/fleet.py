@@ -116,6 +116,8 @@ def run(
         if now >= next_tick:
             wanted = policy.decide(fleet.observation(now, foresight))
             fleet.scale(wanted.replicas, wanted.reason, now)
+            for name, replicas in wanted.parts.items():
+                fleet.kept_s[name] = fleet.kept_s.get(name, 0.0) + replicas * interval
             next_tick = now + interval
         until = min(
             now + (GRAIN_S if now < end else TAIL_GRAIN_S),

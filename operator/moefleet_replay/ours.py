@@ -23,6 +23,7 @@ from moefleet_operator.scaling import (
 from moefleet_operator.scaling.law import WARM_CACHE_S
 from moefleet_perf import StepTotals, StepWatch, fed
 
+from moefleet_replay.account import parts
 from moefleet_replay.observation import Observation, Series, Signal
 from moefleet_replay.policy import Knob, PolicySpec, Wanted
 
@@ -84,7 +85,7 @@ class Ours:
         o = observation
         decision = decide(self._state, self._sample(o), EPOCH_S + o.now_s)
         self._state = decision.state
-        return Wanted(decision.replicas, str(decision.reason))
+        return Wanted(decision.replicas, str(decision.reason), parts(decision.terms, decision.replicas))
 
     def _sample(self, o: Observation) -> Sample:
         series, t = o.series, self._totals

@@ -53,12 +53,21 @@ def result_of(fleet: Fleet, now: int, wall_s: float, compile_s: float) -> RunRes
     extra = {
         **_areas(timeline, setup.cold_start.median_s, engine.ttft_minutes),
         **_recovery(timeline, setup.objective.attainment),
+        **_hours(fleet, now),
         "steps": float(fleet.steps),
         "preemptions": float(x[k.X_PREEMPTIONS]),
         "retries": float(x[k.X_RETRIES]),
         "unfinished": float(x[k.X_REQUESTS] - x[k.X_ENDED]),
     }
     return RunResult(summary, timeline, fleet.decisions, compile_s, {}, extra)
+
+
+def _hours(fleet: Fleet, now: int) -> dict[str, float]:
+    """GPU-hours by state, and by reason where the policy told it."""
+    rows, hours = fleet.series.rows[:now], GPUS_PER_REPLICA / 3600.0
+    states = {"starting": Signal.PENDING, "draining": Signal.DRAINING}
+    found = {f"hours_{name}": float(rows[:, signal].sum()) * hours for name, signal in states.items()}
+    return found | {f"hours_for_{name}": seconds * hours for name, seconds in fleet.kept_s.items()}
 
 
 def windows_ok(minutes: npt.NDArray[np.int64], attainment: float) -> float:

@@ -63,6 +63,8 @@ class Fleet:
         self.need = NeedBlocks(self.duration_s)
         self.steps = 0
         self.seen: Observation | None = None
+        # Replica-seconds by what they are kept for, of a policy that says so.
+        self.kept_s: dict[str, float] = {}
 
     # --- replicas ---------------------------------------------------------------------------------------------
 

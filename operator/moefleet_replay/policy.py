@@ -6,7 +6,7 @@ Ours and every peer's stand behind the same protocol, see the same observation a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from moefleet_replay.observation import Observation
@@ -19,6 +19,8 @@ class Wanted:
     replicas: int
     # Why, for the decision log; empty when the algorithm has no words for it.
     reason: str = ""
+    # Replicas by what they are kept for, where the algorithm can say; they add up to `replicas`.
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class ScalingPolicy(Protocol):

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from moefleet_operator.scaling.asleep import called, may_sleep, woken
 from moefleet_operator.scaling.headroom import due, settled
 from moefleet_operator.scaling.headroom import observed as surprised
-from moefleet_operator.scaling.law import MAX_DECODE_WINDOW_S, TPOT_SHARE, forecast_window_s, need
+from moefleet_operator.scaling.law import MAX_DECODE_WINDOW_S, TPOT_SHARE, Need, forecast_window_s, need
 from moefleet_operator.scaling.season import compared, seen
-from moefleet_operator.scaling.state import MAX_FLAPS, State, counted, observed, wished
+from moefleet_operator.scaling.state import MAX_FLAPS, State, observed, wished
 from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Supply, Terms
 
 # Before any cold start was measured: the median of 8-GPU replicas.
 DEFAULT_COLD_START_S = 240.0
-# Going down earlier than this share of a cold start costs more in new starts than it saves (ski rental).
-HOLD_SHARE = 0.75
+# Going down earlier than about this share of a cold start costs more in new starts than it saves (ski rental); what is only noise is
+# kept from moving anything by the margin, so the lower end of what is level does.
+HOLD_SHARE = 0.5
 MIN_HOLD_S = 30.0
 # How often decide runs: part of the time between a need and its replica.
 TICK_S = 5.0
@@ -52,7 +54,8 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
         found_target = sample.supply.target if sample.supply.cold_starts_s else 0
         remembered = replace(remembered, since_s=now, found_target=found_target)
     remembered = _called(observed(remembered, sample, now), sample, now)
-    remembered = woken(remembered, sample, dead_after_s(sample.supply), now)
+    give_up_s = dead_after_s(sample.supply)
+    remembered = woken(remembered, sample, give_up_s, now)
     # The middle one: a fleet that grows by several is helped by most of them by then, and the slow end (p90 is twice the median when
     # one start in ten fails) made it look further ahead than anybody can see.
     lead_s = cold_start_quantile_s(sample.supply, 0.5) + TICK_S
@@ -69,21 +72,17 @@ def decide(state: State | None, sample: Sample, now: float) -> Decision:
             Reason.DEMAND_UNKNOWN, f"{_gateways(silent)} silent" if silent else "no gateway has reported yet"
         )
 
-    found = need(remembered, _living(sample), policy.calibration, lead_s, now)
-    if found.mix is not None:
-        mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
-        remembered = replace(remembered, mix=mix, drift=found.drift, warm_hit=found.warm_hit)
-    remembered = _learnt(remembered, sample, found.terms, now)
+    found = need(remembered, _living(sample, give_up_s), policy.calibration, lead_s, now)
+    remembered = _learnt(remembered, sample, found, now)
     flaps = sum(at_s > now - HOUR_S for at_s in remembered.flaps)
-    found_terms = replace(found.terms, hold_s=terms.hold_s, flaps=flaps)
-    tick = _Tick(remembered, sample, found_terms, now, found.late)
+    tick = _Tick(remembered, sample, found.terms, now, found.late)
     if found.capacity is not None and found.capacity.requests_per_s <= 0:
-        return tick.kept(
+        return replace(tick, terms=replace(found.terms, hold_s=terms.hold_s, flaps=flaps)).kept(
             Reason.OBJECTIVE_UNREACHABLE,
             f"an empty step takes {found.capacity.step_time_s * 1e3:.3g} ms of {policy.tpot_s * 1e3:.3g} ms timePerOutputToken,"
             f" {_percent(TPOT_SHARE)} of which may be planned, so no number of replicas meets it",
         )
-    return tick.targeted()
+    return tick.targeted(terms.hold_s, flaps)
 
 
 def hold_s(supply: Supply) -> float:
@@ -122,7 +121,7 @@ class _Tick:
     def policy(self) -> Policy:
         return self.sample.policy
 
-    def targeted(self) -> Decision:
+    def targeted(self, hold_s: float, flaps: int) -> Decision:
         supply = self.supply
         wanted, would_do = self.terms.wanted, self.terms.enough
         asleep = self._asleep()
@@ -143,17 +142,15 @@ class _Tick:
         alive = supply.ready + len(supply.pending_ages_s) + supply.unschedulable - dead
         dead = min(dead, max(max(wanted, low) - alive, 0))
         # A first tick knows nothing of the hold that it is in: the present target was wanted until now.
-        state = (
-            self.state
-            if self.state.wishes
-            else wished(self.state, self.now, supply.target, self.terms.hold_s)
-        )
+        state = self.state if self.state.wishes else wished(self.state, self.now, supply.target, hold_s)
         # What is enough is no reason to go up.
         enough = min(max(wanted, low, would_do), max(supply.target, wanted, low))
-        state = wished(state, self.now, enough, self.terms.hold_s)
+        state = wished(state, self.now, enough, hold_s)
         held = max(w.replicas for w in state.wishes)
-        terms = replace(self.terms, wanted=wanted, enough=enough, held=held, dead=dead)
-        tick = replace(self, state=state, terms=terms)
+        terms = replace(
+            self.terms, wanted=wanted, enough=enough, held=held, dead=dead, hold_s=hold_s, flaps=flaps
+        )
+        tick = _Tick(state, self.sample, terms, self.now, self.late)
         asked = max(wanted, low) + dead
         if asked > supply.target:
             return tick.up(asked)
@@ -294,46 +291,55 @@ class _Tick:
         return self.supply.target == 0 and self.policy.scale_to_zero_after_s is not None
 
     def _may_sleep(self) -> bool:
+        if self.policy.scale_to_zero_after_s is None:
+            return False
         return may_sleep(self.state, self.sample, cold_start_quantile_s(self.supply, 0.9), self.now)
 
 
-def _learnt(state: State, sample: Sample, terms: Terms, now: float) -> State:
-    """What this tick says of headroom. It counts from the next tick on."""
-    budget = settled(state.budget, state.last_attained, sample.attained, sample.policy.attainment, now)
+def _learnt(state: State, sample: Sample, found: Need, now: float) -> State:
+    """What this tick says of the mix, the model and of headroom. It counts from the next tick on."""
+    terms = found.terms
+    learnt: dict[str, Any] = {
+        "budget": settled(state.budget, state.last_attained, sample.attained, sample.policy.attainment, now),
+        "last_attained": sample.attained or state.last_attained,
+    }
+    if found.mix is not None:
+        mix = (found.mix.input_tokens, found.mix.cached_tokens, found.mix.output_tokens)
+        learnt |= {"mix": mix, "drift": found.drift, "warm_hit": found.warm_hit}
     # A gateway that is silent, or work that is counted elsewhere now, is no surprise of the traffic.
     # Nor is a forecast from a few seconds of history one.
-    forecast_s = forecast_window_s(terms.lead_s)
-    young = counted(state, now, forecast_s)[0] < forecast_s / 2
+    young = found.covered_s < forecast_window_s(terms.lead_s) / 2
     # What came in a gap is known as a mean only, and stays in the short windows for a while.
     blurred = bool(state.gap_end_s) and now - state.gap_end_s < MAX_DECODE_WINDOW_S
     if young or blurred or terms.capacity_rps <= 0 or sample.silent_gateways or terms.bypass:
-        return replace(state, budget=budget, last_attained=sample.attained or state.last_attained)
+        return replace(state, **learnt)
+    budget = learnt["budget"]
     mean_rps = budget.requests / budget.seconds if budget.seconds > 0 else 0.0
     weight = terms.arrival_rps / mean_rps if mean_rps > 0 else 1.0
     # Kept as the height and its time, so that a tick that brings nothing new changes nothing.
     level = state.level if terms.level > terms.forecast else (terms.forecast, now)
     surprises = surprised(
-        state.surprises, terms.arriving, terms.forecast, lead_s=terms.lead_s, weight=weight, now=now
+        state.surprises,
+        terms.arriving,
+        terms.forecast,
+        lead_s=terms.lead_s,
+        hold_s=hold_s(sample.supply),
+        weight=weight,
+        now=now,
     )
     season = seen(state.season, terms.forecast, now)
     then = due(state.surprises, terms.lead_s, now) if surprises is not state.surprises else None
     if then is not None:
         kept_free = math.log1p(terms.headroom_ratio)
         season = compared(season, terms.arriving, then, headroom=kept_free, lead_s=terms.lead_s, now=now)
-    return replace(
-        state,
-        level=level,
-        season=season,
-        surprises=surprises,
-        budget=budget,
-        last_attained=sample.attained or state.last_attained,
-    )
+    return replace(state, level=level, season=season, surprises=surprises, **learnt)
 
 
-def _living(sample: Sample) -> Sample:
+def _living(sample: Sample, give_up_s: float) -> Sample:
     """Without the pending replicas that will not come: the law counts what is on its way."""
-    limit_s = dead_after_s(sample.supply)
-    ages_s = tuple(age_s for age_s in sample.supply.pending_ages_s if age_s <= limit_s)
+    ages_s = tuple(age_s for age_s in sample.supply.pending_ages_s if age_s <= give_up_s)
+    if len(ages_s) == len(sample.supply.pending_ages_s):
+        return sample
     return replace(sample, supply=replace(sample.supply, pending_ages_s=ages_s))
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from moefleet_perf import Calibration, Capacity, Mix, capacity, fit_step_model
 from moefleet_perf.capacity import USABLE_KV, decode_work_s, prefill_work_s
 
-from moefleet_operator.scaling.headroom import allowed_share, headroom
+from moefleet_operator.scaling.headroom import ROUNDING_SLACK, allowed_share, headroom
 from moefleet_operator.scaling.season import LEAST_SKILL, lift, skill
-from moefleet_operator.scaling.state import Bucket, Drift, State, counted, window
+from moefleet_operator.scaling.state import Drift, State
 from moefleet_operator.scaling.types import Sample, Terms
+from moefleet_operator.scaling.windows import Windows
 
 # Capacity is taken at this share of the TPOT limit: the closed form speaks of means, the objective of single requests.
 TPOT_SHARE = 0.85
@@ -29,6 +30,9 @@ MAX_DECODE_WINDOW_S = 180.0
 # minute; beyond five minutes a longer window only lags.
 MIN_FORECAST_WINDOW_S = 60.0
 MAX_FORECAST_WINDOW_S = 300.0
+# Inside it each second counts 1/e of what the one half a window later counts: the noise is that of an even mean over three quarters of
+# the window, its age (a third of the window, not half) that of one over two thirds.
+FORECAST_FADE = 0.5
 # Demand is believed to fall by half in so many leads (an hour at 425 s), not faster. What vanishes within minutes (a client's
 # outage, a deployment) comes back within minutes, and a cold start is too late then; a fleet that starts in seconds has little to
 # fear. This floor has no headroom, so that it does not bind otherwise.
@@ -48,8 +52,6 @@ RECENT_LENGTH_REQUESTS = 50.0
 BACKLOG_DRAIN_S = 120.0
 # How far ahead free capacity is counted against what waits.
 BACKLOG_LOOKAHEAD_S = 60.0
-# A fleet that is a twentieth of a replica over is not given one more.
-ROUNDING_SLACK = 0.05
 # Down only when this many standard deviations of the count that the forecast rests on (1/sqrt(n) each) would still fit: at a
 # constant Poisson load a need next to a whole number took and gave a replica 20 to 35 times an hour, with two of them 1 to 17 times.
 DOWN_SIGMAS = 2.0
@@ -73,6 +75,10 @@ BYPASS_MIN_REQUESTS = 20.0
 # Without it the first seconds of every burst looked like traffic past the gateways.
 BYPASS_LAG_S = 10.0
 
+# Requests and their prompt, cached and output tokens, as gateways count them and as replicas do.
+_DEMAND_COLUMNS = ("arrivals", "prompt_tokens", "cached_tokens", "output_tokens")
+_SERVED_COLUMNS = ("admitted", "admitted_prompt_tokens", "admitted_cached_tokens", "made_output_tokens")
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -83,6 +89,8 @@ class Need:
     # What is to be remembered of the step model and of the caches.
     drift: Drift = field(default_factory=Drift)
     warm_hit: float | None = None
+    # Of the window of the forecast, the seconds that anything is known of.
+    covered_s: float = 0.0
 
 
 def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, now: float) -> Need:
@@ -95,8 +103,9 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             step=fit_step_model(sample.steps, calibration.step, context_tokens=_attended_tokens(state)),
         )
     )
-    bypass = bypassed(state, sample, now)
-    measured = _mix(state, now, bypass)
+    windows = Windows(state.buckets, now)
+    bypass = bypassed(windows, sample)
+    measured = _mix(windows, state, bypass)
     if measured is None:
         # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
         return Need(Terms(lead_s=lead_s), None, None)
@@ -111,18 +120,21 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
     residence_s = mix.decode_tokens * 2.0 * fitted.step.a_s
     decode_window_s = min(max(residence_s, PREFILL_WINDOW_S), MAX_DECODE_WINDOW_S)
 
+    came = "admitted" if bypass else "arrivals"
+
     def rate(length_s: float) -> float:
-        span_s, arrivals, admitted = counted(state, now, length_s)
-        count = admitted if bypass else arrivals
+        count = windows.total(came, length_s)
         # Time that is not covered is no time without arrivals, but a burst of half a second is no rate either.
-        return count / max(span_s, min(length_s, PREFILL_WINDOW_S / 2)) if count > 0 else 0.0
+        least_s = min(length_s, PREFILL_WINDOW_S / 2)
+        return count / max(windows.total("span_s", length_s), least_s) if count > 0 else 0.0
 
     x = cap.requests_per_s
-    arriving_prefill = prefill_share * rate(PREFILL_WINDOW_S) / x
+    arrival_rps = rate(PREFILL_WINDOW_S)
+    arriving_prefill = prefill_share * arrival_rps / x
     arriving = arriving_prefill + (1 - prefill_share) * rate(decode_window_s) / x
-    forecast = rate(forecast_window_s(lead_s)) / x
-    _, arrivals, admitted = counted(state, now, forecast_window_s(lead_s))
-    noise = 1.0 / math.sqrt(max(admitted if bypass else arrivals, 1.0))
+    forecast_s = forecast_window_s(lead_s)
+    forecast = windows.fading_rate(came, forecast_s, FORECAST_FADE * forecast_s, PREFILL_WINDOW_S / 2) / x
+    noise = 1.0 / math.sqrt(max(windows.total(came, forecast_s), 1.0))
     kv = _kv_replicas(sample)
     waiting_s = _waiting_replica_s(sample, cap, mix, fitted)
     late_s = max(sample.queue.oldest_s, waiting_s / max(sample.supply.ready, 1))
@@ -168,7 +180,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
             capacity_input_tok_s=cap.input_tokens_per_s,
             capacity_output_tok_s=cap.output_tokens_per_s,
             bound=cap.bound,
-            arrival_rps=rate(PREFILL_WINDOW_S),
+            arrival_rps=arrival_rps,
             mean_input_tokens=mix.input_tokens,
             mean_output_tokens=mix.output_tokens,
             wanted=max(0, math.ceil(total - ROUNDING_SLACK)),
@@ -185,6 +197,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
         measured.cached_tokens / measured.input_tokens
         if cold_share == 0.0 and measured.input_tokens > 0
         else state.warm_hit,
+        windows.total("span_s", forecast_s),
     )
 
 
@@ -210,25 +223,24 @@ def drifted(before: Drift, ratio: float | None, needed: float, now: float) -> Dr
     return Drift(before.ticks + 1, now, before.good or needed)
 
 
-def bypassed(state: State, sample: Sample, now: float) -> bool:
+def bypassed(windows: Windows, sample: Sample) -> bool:
     """Replicas admitted clearly more than gateways sent: somebody calls them without a gateway."""
     if sample.silent_gateways or sample.served is None:
         return False
-    seen = window(state, now, BYPASS_WINDOW_S)
-    admitted = seen.admitted - counted(state, now, BYPASS_LAG_S)[2]
-    return admitted > seen.sent * BYPASS_RATIO and admitted - seen.sent >= BYPASS_MIN_REQUESTS
+    sent = windows.total("sent", BYPASS_WINDOW_S)
+    admitted = windows.total("admitted", BYPASS_WINDOW_S) - windows.total("admitted", BYPASS_LAG_S)
+    return admitted > sent * BYPASS_RATIO and admitted - sent >= BYPASS_MIN_REQUESTS
 
 
-def _mix(state: State, now: float, bypass: bool) -> Mix | None:
-    long, recent = window(state, now, LENGTH_WINDOW_S), window(state, now, RECENT_LENGTH_WINDOW_S)
-    mean = _means(long, bypass)
+def _mix(windows: Windows, state: State, bypass: bool) -> Mix | None:
+    mean = _means(windows, LENGTH_WINDOW_S, bypass)
     if mean is None:
         return None if state.mix is None else Mix(state.mix[0], state.mix[2], state.mix[1])
     prompt, cached, output = mean
-    requests = recent.admitted if bypass else recent.arrivals
+    requests = windows.total("admitted" if bypass else "arrivals", RECENT_LENGTH_WINDOW_S)
     if (
         requests >= RECENT_LENGTH_REQUESTS
-        and (latest := _means(recent, bypass)) is not None
+        and (latest := _means(windows, RECENT_LENGTH_WINDOW_S, bypass)) is not None
         and latest[0] > prompt
     ):
         prompt, cached = latest[0], latest[1]
@@ -251,21 +263,10 @@ def _attended_tokens(state: State) -> float:
     return cached + (prompt - cached) / 2
 
 
-def _means(seen: Bucket, bypass: bool) -> tuple[float, float, float] | None:
-    if bypass:
-        count, prompt, cached, output = (
-            seen.admitted,
-            seen.admitted_prompt_tokens,
-            seen.admitted_cached_tokens,
-            seen.made_output_tokens,
-        )
-    else:
-        count, prompt, cached, output = (
-            seen.arrivals,
-            seen.prompt_tokens,
-            seen.cached_tokens,
-            seen.output_tokens,
-        )
+def _means(windows: Windows, length_s: float, bypass: bool) -> tuple[float, float, float] | None:
+    count, prompt, cached, output = (
+        windows.total(name, length_s) for name in (_SERVED_COLUMNS if bypass else _DEMAND_COLUMNS)
+    )
     return (prompt / count, min(cached, prompt) / count, output / count) if count > 0 else None
 
 

@@ -244,38 +244,6 @@ def shifted(state: State, by_s: float) -> State:
     )
 
 
-def window(state: State, now: float, length_s: float) -> Bucket:
-    """What came in the last `length_s`; its span is the time that is really covered. The oldest bucket counts in part."""
-    span_s = 0.0
-    totals = [0.0] * len(_COUNTS)
-    for bucket in reversed(state.buckets):
-        inside_s = bucket.end_s - (now - length_s)
-        if inside_s <= 0:
-            break
-        share = min(1.0, inside_s / bucket.span_s) if bucket.span_s > 0 else 0.0
-        span_s += bucket.span_s * share
-        for n, count in enumerate(_counts(bucket)):
-            totals[n] += count * share
-    return Bucket(now, span_s, *totals)
-
-
-def counted(state: State, now: float, length_s: float) -> tuple[float, float, float]:
-    """Of `window` only its span, arrivals and admitted ones: most of what a tick asks for, at a fifth of the price."""
-    span_s = arrivals = admitted = 0.0
-    begin_s = now - length_s
-    for bucket in reversed(state.buckets):
-        inside_s = bucket.end_s - begin_s
-        if inside_s <= 0:
-            break
-        share = (
-            1.0 if inside_s >= bucket.span_s > 0 else inside_s / bucket.span_s if bucket.span_s > 0 else 0.0
-        )
-        span_s += bucket.span_s * share
-        arrivals += bucket.arrivals * share
-        admitted += bucket.admitted * share
-    return span_s, arrivals, admitted
-
-
 def observed(state: State, sample: Sample, now: float) -> State:
     """The state with this tick's counts in it. Unknown demand leaves a gap that the next known total fills evenly.
 
@@ -373,16 +341,15 @@ def wished(state: State, now: float, replicas: int, hold_s: float) -> State:
 
 def _appended(state: State, point: DemandPoint) -> State:
     now = point.at_s
-    then = replace(
-        state,
-        last_s=now,
-        last_demand=point.demand,
-        last_served=point.served if point.served is not None else state.last_served,
-        last_queue_requests=point.queue_requests,
-    )
     span_s = now - state.last_s
+    known: dict[str, Any] = {
+        "last_s": now,
+        "last_demand": point.demand,
+        "last_served": point.served if point.served is not None else state.last_served,
+        "last_queue_requests": point.queue_requests,
+    }
     if state.last_demand is None or span_s <= 0:
-        return then
+        return replace(state, **known)
     d, d0 = point.demand, state.last_demand
     s, s0 = point.served, state.last_served
     if s is None or s0 is None:
@@ -405,10 +372,9 @@ def _appended(state: State, point: DemandPoint) -> State:
     bucket = Bucket(now, span_s * share, *(count * share for count in counts))
     if span_s > GAP_S:
         # Forecasts from before it are not compared with a mean.
-        surprises = replace(then.surprises, forecasts=())
-        then = replace(then, gap_end_s=now, surprises=surprises)
+        known |= {"gap_end_s": now, "surprises": replace(state.surprises, forecasts=())}
     edge_s = state.sight.at_s + CLOSE_S if state.sight else 0.0
-    return replace(then, buckets=_thinned((*state.buckets, bucket), now, edge_s))
+    return replace(state, buckets=_thinned((*state.buckets, bucket), now, edge_s), **known)
 
 
 def _thinned(buckets: Iterable[Bucket], now: float, edge_s: float) -> tuple[Bucket, ...]:

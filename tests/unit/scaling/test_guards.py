@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moefleet_operator.scaling import DemandTotals, Policy, Reason, Sample, State, Supply, decide
 from moefleet_operator.scaling.law import DRIFT_FACTOR, drifted
-from moefleet_operator.scaling.state import STATE_MAX_BYTES, Drift, counted, window
+from moefleet_operator.scaling.state import STATE_MAX_BYTES, Drift
+from moefleet_operator.scaling.windows import Windows
 from moefleet_perf import Calibration, ReplicaLimits, StepModel
 
 # One request/s of 100 prompt and 10 output tokens is 0.1 of work, half of it prompt; 9 requests/s a replica, as in test_decisions.
@@ -113,11 +114,11 @@ def test_what_arrived_is_counted_once_whenever_gateways_were_silent(legs):
             assert again.sight == fleet.state.sight
     fleet.tick(0)
     fleet.tick(0)
-    total = window(fleet.state, fleet.now, 1e9)
+    arrivals = Windows(fleet.state.buckets, fleet.now).total("arrivals", 1e9)
     # All of it, or the mean of the last part when that is older than what is remembered.
-    assert total.arrivals <= sum(fleet.counted) + 1e-6
+    assert arrivals <= sum(fleet.counted) + 1e-6
     if fleet.now - T0 < 300:
-        assert total.arrivals == pytest.approx(sum(fleet.counted) - 30 * TICK_S, rel=0.01)
+        assert arrivals == pytest.approx(sum(fleet.counted) - 30 * TICK_S, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +211,15 @@ def test_a_fleet_that_swings_stops_going_down_for_a_while():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 0, 1])), min_size=1, max_size=60), st.floats(0, 400))  # fmt: skip
-def test_the_quick_count_is_the_window(ticks, length_s):
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 0, 1])), min_size=1, max_size=60), st.floats(1, 400))  # fmt: skip
+def test_a_window_is_what_lies_in_it_of_each_bucket(ticks, length_s):
     fleet = Fleet()
     for rps, silent in ticks:
         fleet.tick(rps, silent=silent)
-    whole = window(fleet.state, fleet.now, length_s)
-    assert counted(fleet.state, fleet.now, length_s) == (whole.span_s, whole.arrivals, whole.admitted)
+    windows = Windows(fleet.state.buckets, fleet.now)
+    for name in ("span_s", "arrivals", "prompt_tokens"):
+        slow = 0.0
+        for bucket in fleet.state.buckets:
+            inside_s = min(max(bucket.end_s - (fleet.now - length_s), 0.0), bucket.span_s)
+            slow += getattr(bucket, name) * inside_s / bucket.span_s
+        assert windows.total(name, length_s) == pytest.approx(slow)

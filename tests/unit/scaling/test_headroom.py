@@ -19,7 +19,10 @@ from moefleet_operator.scaling import (
 )
 from moefleet_operator.scaling.headroom import (
     AIM,
+    BIN,
+    LOWEST,
     MAX_HEADROOM,
+    MIN_BALANCE,
     Budget,
     Surprises,
     allowed_share,
@@ -30,18 +33,22 @@ from moefleet_operator.scaling.headroom import (
 from moefleet_operator.scaling.state import STATE_MAX_BYTES
 from moefleet_perf import load_calibration
 
-LEAD_S = 245.0
+LEAD_S, HOLD_S = 245.0, 120.0
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
 
-def learnt(ratios, step_s=15.0):
-    """A memory in which work one lead later was so many times the forecast, one after the other."""
+def learnt(ratios, step_s=15.0, forecast=100.0):
+    """A memory in which work was so many times a forecast that stands still, one after the other."""
     memory, now = Surprises(), 1.0
     for ratio in ratios:
         now += step_s
-        memory = observed(memory, ratio, 1.0, lead_s=LEAD_S, weight=1.0, now=now)
+        memory = seen(memory, ratio * forecast, forecast, now)
     return memory
+
+
+def seen(memory, work, forecast, now):
+    return observed(memory, work, forecast, lead_s=LEAD_S, hold_s=HOLD_S, weight=1.0, now=now)
 
 
 def noise(spread, seconds, seed=1):
@@ -75,8 +82,35 @@ def test_leaving_out_more_never_keeps_more(ratios, one, other):
 
 def test_a_gap_in_the_ticks_is_no_surprise():
     memory = learnt([1.0] * 400)
-    late = observed(memory, 50.0, 50.0, lead_s=LEAD_S, weight=1.0, now=1e6)
+    late = seen(memory, 5000.0, 100.0, 1e6)
     assert late.weights == memory.weights
+
+
+def newest(forecasts, work):
+    """The headroom that would just have been enough for `work` after these forecasts, one each 15 s; the middle of its bin."""
+    memory = learnt([1.0] * 60)
+    for n, forecast in enumerate(forecasts, start=1):
+        before = memory
+        memory = seen(memory, work, forecast, 1.0 + 15.0 * (60 + n))
+    grown = [after - then for after, then in zip(memory.weights, before.weights, strict=True)]
+    return LOWEST + (grown.index(max(grown)) + 0.5) * BIN
+
+
+@pytest.mark.parametrize(
+    ("story", "forecasts", "work", "enough"),
+    [
+        ("a steady fleet, and work that is as it was", [100.0] * 40, 100.0, 0.0),
+        ("half as much again is not there", [100.0] * 40, 150.0, math.log(1.5)),
+        ("replicas are whole: four are there for 3.1, and mostly for 3.9", [3.1] * 40, 3.9, math.log(3.135 / 3.1)),
+        ("a fifth one is not", [3.1] * 40, 4.1, math.log(4.055 / 3.1)),
+        ("what is forecast only now is not ready yet", [100.0] * 40 + [150.0] * 8, 150.0, math.log(1.5)),
+        ("what was forecast a lead ago is", [100.0] * 40 + [150.0] * 18, 150.0, 0.0),
+        ("a forecast that dips for less than a hold takes nothing down", [100.0] * 30 + [70.0] * 5 + [100.0] * 5, 100.0, 0.0),
+        ("one that dips for longer does, and it is missed when work comes back", [100.0] * 20 + [70.0] * 20 + [100.0] * 5, 100.0, math.log(1 / 0.7)),
+    ],
+)  # fmt: skip
+def test_a_surprise_is_what_was_missing_of_what_would_have_been_there(story, forecasts, work, enough):
+    assert newest(forecasts, work) == pytest.approx(enough, abs=BIN), story
 
 
 def spend(budget, hours, miss_share, rps=100.0, objective=0.99):
@@ -98,8 +132,8 @@ def spend(budget, hours, miss_share, rps=100.0, objective=0.99):
         ("just what is aimed at: nothing is saved or owed", 24, 0.01 * AIM, 0.0),
         ("half a day without a miss: half of what may be saved up", 12, 0.0, 0.5),
         ("a week without a miss is worth a day, no more", 7 * 24, 0.0, 1.0),
-        ("an hour in which a twelfth is missed spends all that there was", 1, 0.08, 0.0),
-        ("an outage of a day is not paid back by days of replicas that nobody needs", 24, 1.0, 0.0),
+        ("an hour in which a twelfth is missed spends more than there was", 1, 0.08, MIN_BALANCE),
+        ("an outage of a day is not paid back by days of replicas that nobody needs", 24, 1.0, MIN_BALANCE),
     ],
 )
 def test_the_budget_in_days_of_allowed_misses(story, hours, miss_share, balance):
@@ -120,9 +154,10 @@ def test_unspent_budget_lowers_headroom_and_a_spent_one_takes_that_back():
     memory = learnt(noise(0.15, DAY_S))
     rooms = [headroom(memory, allowed_share(Budget(balance=b), 0.99)) for b in (-4.0, -0.5, 0.0, 0.5, 1.0)]
     assert rooms == sorted(rooms, reverse=True)
-    # Never stricter than the objective, also with a balance that an older release left.
-    assert rooms[:3] == pytest.approx([headroom(memory, 0.01)] * 3)
-    assert rooms[-1] < rooms[2] / 2
+    assert rooms[2] == pytest.approx(headroom(memory, 0.01))
+    # Hardly stricter than the objective, also with a balance that an older release left.
+    assert rooms[2] < rooms[1] == rooms[0] < headroom(memory, 0.005)
+    assert rooms[-1] < 0.7 * rooms[2]
 
 
 def test_a_week_of_ticks_fits_into_the_state_and_comes_back_from_it():

@@ -21,9 +21,9 @@ from moefleet_operator.scaling.state import (
     STATE_MAX_BYTES,
     Wish,
     observed,
-    window,
     wished,
 )
+from moefleet_operator.scaling.windows import Windows
 
 T0 = 1_700_000_000.0
 
@@ -41,16 +41,32 @@ def remembered(rates, step_s=5.0):
 @pytest.mark.parametrize("length_s", [5, 30, 60, 120, 180, 300])
 def test_windows_count_what_came_in_them(length_s):
     state, now = remembered([4.0] * 200)
-    seen = window(state, now, length_s)
-    assert seen.arrivals == pytest.approx(4.0 * length_s)
-    assert seen.prompt_tokens == pytest.approx(400.0 * length_s)
-    assert seen.span_s == pytest.approx(length_s)
+    seen = Windows(state.buckets, now)
+    assert seen.total("arrivals", length_s) == pytest.approx(4.0 * length_s)
+    assert seen.total("prompt_tokens", length_s) == pytest.approx(400.0 * length_s)
+    assert seen.total("span_s", length_s) == pytest.approx(length_s)
 
 
 def test_a_window_longer_than_the_memory_says_how_much_of_it_is_covered():
     state, now = remembered([4.0] * 4)
-    assert window(state, now, 120).span_s == pytest.approx(20)
-    assert window(State(), now, 120).span_s == 0
+    assert Windows(state.buckets, now).total("span_s", 120) == pytest.approx(20)
+    assert Windows((), now).total("span_s", 120) == 0
+
+
+@pytest.mark.parametrize(
+    ("story", "rates", "low", "high"),
+    [
+        ("a constant rate is itself", [4.0] * 60, 4.0, 4.0),
+        ("so it is when only half of the window is known", [4.0] * 25, 4.0, 4.0),
+        ("half a window ago it doubled: three quarters of it are seen, not half", [4.0] * 35 + [8.0] * 25, 6.9, 7.0),
+        ("what left the window is gone", [4.0] * 10 + [0.0] * 56, 0.0, 0.0),
+        ("a burst of a tick is no rate of the whole window", [20.0], 4.0, 7.0),
+    ],
+)  # fmt: skip
+def test_a_fading_rate_sees_the_newest_first(story, rates, low, high):
+    state, now = remembered(rates)
+    rate = Windows(state.buckets, now).fading_rate("arrivals", 250.0, 125.0, 15.0)
+    assert low - 1e-9 <= rate <= high + 1e-9, story
 
 
 def test_old_buckets_are_merged_and_forgotten_but_nothing_is_lost_between():
@@ -79,7 +95,7 @@ def test_unknown_demand_is_a_gap_that_the_next_total_fills():
     assert observed(state, sample(None), now + 60) == state
     then = replace(state.last_demand, arrivals=state.last_demand.arrivals + 400)
     after = observed(state, sample(then), now + 100)
-    assert window(after, now + 100, 100).arrivals == pytest.approx(400)
+    assert Windows(after.buckets, now + 100).total("arrivals", 100) == pytest.approx(400)
 
 
 def test_the_same_tick_twice_and_totals_that_fall_count_nothing():
@@ -87,7 +103,7 @@ def test_the_same_tick_twice_and_totals_that_fall_count_nothing():
     again = observed(state, sample(state.last_demand), now)
     assert again.buckets == state.buckets
     lower = observed(state, sample(DemandTotals()), now + 5)
-    assert window(lower, now + 5, 5).arrivals == 0
+    assert Windows(lower.buckets, now + 5).total("arrivals", 5) == 0
 
 
 def test_sent_is_what_left_the_gateways():
@@ -96,16 +112,22 @@ def test_sent_is_what_left_the_gateways():
     state = observed(
         state, sample(DemandTotals(arrivals=100, shed=10), queue=Queue(30), served=ServedTotals(60)), T0 + 5
     )
-    assert (window(state, T0 + 5, 5).sent, window(state, T0 + 5, 5).admitted) == (60, 60)
+    assert (
+        Windows(state.buckets, T0 + 5).total("sent", 5),
+        Windows(state.buckets, T0 + 5).total("admitted", 5),
+    ) == (60, 60)
     state = observed(
         state, sample(DemandTotals(arrivals=100, shed=10), queue=Queue(0), served=ServedTotals(90)), T0 + 10
     )
-    assert window(state, T0 + 10, 5).sent == 30
+    assert Windows(state.buckets, T0 + 10).total("sent", 5) == 30
     # A client that tries again by itself is no new arrival, but replicas see it.
     state = observed(
         state, sample(DemandTotals(arrivals=100, shed=10, retries=7), served=ServedTotals(97)), T0 + 15
     )
-    assert (window(state, T0 + 15, 5).sent, window(state, T0 + 15, 5).arrivals) == (7, 0)
+    assert (
+        Windows(state.buckets, T0 + 15).total("sent", 5),
+        Windows(state.buckets, T0 + 15).total("arrivals", 5),
+    ) == (7, 0)
 
 
 def test_wishes_keep_what_can_still_be_the_highest():
@@ -145,7 +167,9 @@ def test_json_is_small_exact_where_it_must_be_and_of_one_version():
     assert again.last_demand == big
     assert again.last_served == state.last_served
     assert [w.replicas for w in again.wishes] == [w.replicas for w in state.wishes]
-    assert window(again, now, 120).arrivals == pytest.approx(window(state, now, 120).arrivals, rel=1e-5)
+    assert Windows(again.buckets, now).total("arrivals", 120) == pytest.approx(
+        Windows(state.buckets, now).total("arrivals", 120), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from moefleet.gateway.v1 import gateway_pb2 as pb
 from moefleet_operator.core.events import Key
 from moefleet_operator.scaling import DemandTotals, Queue, remember
-from moefleet_operator.scaling.state import window
+from moefleet_operator.scaling.windows import Windows
 from moefleet_operator.telemetry.demand import DEMAND_STALE_S, HISTORY_S, DemandBook
 
 CHAT = Key("team", "chat")
@@ -145,8 +145,8 @@ def test_a_replay_is_history_at_our_time_although_it_comes_at_once_and_the_clock
     arrivals = [p.demand.arrivals for p in points]
     assert arrivals == sorted(arrivals)
     state = remember(points, NOW)
-    minute = window(state, NOW, 60)
-    assert minute.arrivals / minute.span_s == pytest.approx(3.0, rel=0.1)
+    minute = Windows(state.buckets, NOW)
+    assert minute.total("arrivals", 60) / minute.total("span_s", 60) == pytest.approx(3.0, rel=0.1)
 
 
 def test_history_is_thinned():
