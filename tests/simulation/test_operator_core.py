@@ -52,6 +52,8 @@ def test_a_planted_bug_breaks_a_rule(bug: Planted) -> None:
     """On the first seed that finds it; what it takes to find it is in the table."""
     with planted(bug), pytest.raises(RuleBrokenError) as caught:
         simulate(bug.seed)
+    # A patch that does not fit any more raises, and that would pass for a find.
+    assert caught.value.rule != "the core raises nothing", str(caught.value)
     assert f"again: make simulate SEEDS=1 FIRST={bug.seed}" in str(caught.value)
 
 

@@ -139,11 +139,20 @@ def _rendered_for_ever() -> Sequence[Swap]:
 def _broken_ones_spend_the_budget() -> Sequence[Swap]:
     good: Any = vars(shape)["advance"]
 
-    def waits(o: Observed, way: rollout.Course, live: list[Replica], wanted: int, out: Changes) -> None:
+    def waits(
+        o: Observed, way: rollout.Course, live: list[Replica], wanted: int, out: Changes, **now: float
+    ) -> None:
         if all(r.ready for r in live):
-            good(o, way, live, wanted, out)
+            good(o, way, live, wanted, out, **now)
 
     return [(shape, "advance", waits)]
+
+
+def _unbounded_while_they_wait() -> Sequence[Swap]:
+    return [
+        (shape, "_allowed", lambda _observed, _live, missing, _out: missing),
+        (shape, "_take_back_unschedulable", lambda *_: None),
+    ]
 
 
 # --- victims and targets --------------------------------------------------------------------------------------------
@@ -220,6 +229,7 @@ BUGS: tuple[Planted, ...] = (
     Planted("reentrant-edit", "each edit restarts all replicas of older revisions at once", "dynamo#13353, #13620", _all_old_at_once, 1),
     Planted("ghost-rollback", "the revision of the first spec is rendered for ever", "dynamo#13495", _rendered_for_ever, 12),
     Planted("budget-spent-by-broken", "a rollout waits until all old replicas are ready", "grove#840, lws#225", _broken_ones_spend_the_budget, 4),
+    Planted("pending-unbounded", "as many replicas as are wanted wait for a node, for ever", "pods pile up in the scheduler's queue", _unbounded_while_they_wait, 1365),
     Planted("victim-by-age", "the oldest replica goes, busy or not", "llm-d-autoscaling#1152, aibrix#1855", _oldest_goes, 4),
     Planted("unknown-is-zero", "lost metrics are read as no load", "keda#965, dynamo#6985", _unknown_is_zero, 10),
     Planted("bounds-ignored", "minReplicas and maxReplicas bind nobody", "dynamo#12428, #14575", _no_bounds, 2),
