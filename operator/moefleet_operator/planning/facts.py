@@ -89,7 +89,8 @@ class PodFacts:
         put(self, "finished", finished)
         put(self, "draining", draining)
         put(self, "live", live)
-        put(self, "ready", live and self.is_true("Ready"))
+        # The kubelet follows a gate a little later: one that was taken back at once is still called ready, and will not be.
+        put(self, "ready", live and self.is_true("Ready") and all(map(self.is_true, self.gates)))
 
     def is_true(self, condition: str) -> bool:
         found = self.conditions.get(condition)

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+from moefleet_operator import names
 from moefleet_operator.api.status import MoEFleetStatus, ThroughputStatus
 from moefleet_operator.handlers.numbers import numbers
 from moefleet_operator.handlers.policy import calibration, policy, supply
@@ -24,7 +25,7 @@ def replica(slot: int = 0, **changes: Any) -> Replica:
     return Replica(a_pod(slot, **changes), None)
 
 
-READY = {"Ready": true(at=NOW - 100)}
+READY = {"Ready": true(at=NOW - 100), names.GATE_REGISTERED: true(at=NOW - 100)}
 NOT_READY = {"Ready": false()}
 
 

@@ -40,7 +40,7 @@ class World:
     def __init__(self) -> None:
         self.leads = True
         self.raw: dict[Key, Json] = {CHAT: fleet()}
-        self.pods = [a_pod(0, conditions={"Ready": true()})]
+        self.pods = [a_pod(0, conditions={"Ready": true()}, gates=())]
         self.gateway_pods: list[PodFacts] = []
         self.wanted: int | None = 1
         self.remembered = True

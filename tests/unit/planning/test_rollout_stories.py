@@ -439,6 +439,16 @@ def test_40_a_revert_uses_what_still_runs() -> None:
     assert world.least_ready >= 2
 
 
+def test_40_one_that_was_taken_back_is_not_ready_before_its_gate_is_open() -> None:
+    """Seed 1618 of the simulation: the kubelet still called it Ready, and the only other replica went."""
+    gate = names.GATE_REGISTERED
+    back = {"ContainersReady": true(), "Ready": true(), gate: false("Draining")}
+    for conditions, goes in ((back, []), ({**back, gate: true()}, ["Rollout"])):
+        resumed = Replica(a_pod(0, conditions=conditions), ReplicaLoad("SERVING"))
+        made = plan(observed(resumed, ready(0, OLD), capacity=Capacity(4, 8, 8)), NOW)
+        assert [s.reason for s in made.steps if s.name == f"chat-{OLD}-0"] == goes
+
+
 def test_40_a_revert_takes_back_replicas_that_still_drain() -> None:
     world = World(A, places=3).steady()
     for pod in world.pods.values():

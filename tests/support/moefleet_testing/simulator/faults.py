@@ -11,7 +11,7 @@ from moefleet_operator.core.events import Key
 from .api import Api, Object, key_of, uid_of
 from .fleets import FleetStory
 from .gateways import Gateway
-from .nodes import GPU, Nodes
+from .nodes import GPU, NODE_GRACE_S, Nodes
 from .operators import OperatorProcess
 from .rules import Rules
 from .schedule import Act
@@ -303,6 +303,8 @@ class Faults:
 
     def _lose(self, node: str, act: Act) -> None:
         self.nodes.lose(node)
+        # Its replicas are ready until the control plane has given up on its kubelet.
+        self.world.after(NODE_GRACE_S, lambda: node in self.nodes.still and self.rules.disturb_all())
         self.world.after(20.0 + 500.0 * act.long, lambda: self.nodes.wake(node))
 
     def _freeze(self, node: str, act: Act) -> None:
