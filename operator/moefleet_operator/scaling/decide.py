@@ -23,8 +23,8 @@ from moefleet_operator.scaling.types import Decision, Policy, Reason, Sample, Su
 # Before any cold start was measured: the median of 8-GPU replicas.
 DEFAULT_COLD_START_S = 240.0
 # Going down earlier than about this share of a cold start costs more in new starts than it saves (ski rental); what is only noise is
-# kept from moving anything by the margin, so the lower end of what is level does.
-HOLD_SHARE = 0.5
+# kept from moving anything by the margin, so the lower half of what is level does.
+HOLD_SHARE = 0.6
 MIN_HOLD_S = 30.0
 # How often decide runs: part of the time between a need and its replica.
 TICK_S = 5.0

@@ -32,7 +32,7 @@ CALIBRATION = Calibration(
     "Made up.",
 )
 POLICY = Policy(min_replicas=1, max_replicas=20, tpot_s=0.1, ttft_s=2.0, calibration=CALIBRATION)
-COLD_STARTS = (40.0,) * 5  # hold max(30, 0.5 * 40) = 30 s
+COLD_STARTS = (40.0,) * 5  # hold max(30, 0.6 * 40) = 30 s
 T0 = 1_700_000_000.0
 TICK_S = 5.0
 
@@ -371,7 +371,7 @@ def test_a_fleet_with_a_long_stream_does_not_sleep():
 
 @pytest.mark.parametrize(
     ("cold_starts_s", "hold_s"),
-    [((), 120.0), ((5.0,), 30.0), ((240.0,) * 3, 120.0), ((60.0,) * 2 + (400.0,) * 8, 200.0)],
+    [((), 144.0), ((5.0,), 30.0), ((240.0,) * 3, 144.0), ((60.0,) * 2 + (400.0,) * 8, 240.0)],
 )
 def test_the_hold_follows_the_measured_cold_start(cold_starts_s, hold_s):
     decision = Fleet(cold_starts_s=cold_starts_s).tick()
