@@ -155,6 +155,9 @@ class Rules:
 
     def _wanted_revision(self, effect: CreatePod) -> None:
         """New replicas are of a revision that was lately asked for (an undo may go back to one that served)."""
+        if self.api.fleet(owner_of(effect.body)) is None:
+            # Who does not know it yet may have seen its revisions go before it; its pods are collected.
+            return
         speed = speed_of(effect.body)
         told = self.of(owner_of(effect.body))
         recent = lately(told.speeds, self.since())
