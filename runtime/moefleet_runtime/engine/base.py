@@ -9,8 +9,9 @@ message to the server process and not a thousand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -175,6 +176,13 @@ class EngineRequest:
     # Higher is served first.
     priority: int = 0
     guide: Guide | None = None
+
+    def __reduce__(self) -> tuple[type[EngineRequest], tuple[object, ...]]:
+        # Each one crosses to the engine host; by itself a frozen dataclass looks up its fields by name at both ends.
+        return EngineRequest, _request_values(self)
+
+
+_request_values: Final = attrgetter(*(f.name for f in fields(EngineRequest)))
 
 
 @dataclass(frozen=True, slots=True)

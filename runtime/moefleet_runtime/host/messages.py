@@ -31,6 +31,9 @@ class Make:
 class Submit:
     request: EngineRequest
 
+    def __reduce__(self) -> tuple[type[Submit], tuple[EngineRequest]]:
+        return Submit, (self.request,)
+
 
 @dataclass(frozen=True, slots=True)
 class Abort:

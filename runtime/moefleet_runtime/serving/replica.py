@@ -105,7 +105,7 @@ class Replica:
             model_name=config.model.name,
             queued_requests=config.limits.queued_requests,
             life=lambda: self._life,
-            on_change=lambda inside: self.apply(StreamsChanged(inside)),
+            on_change=self._streams_changed,
         )
         self._metrics = ServerMetrics(
             model=config.model.name,
@@ -213,10 +213,16 @@ class Replica:
         self._progress = progress
         self.apply(Fetching(f"fetches {self._remote}: {progress.text}"))
 
+    def _streams_changed(self, inside: int) -> None:
+        """Twice a request: only who drains waits for it, and every other event brings the number with it."""
+        if self._life.drain is not None:
+            self.apply(StreamsChanged(inside))
+
     def apply(self, event: Event) -> None:
         """The one place where the replica's life changes."""
-        before = self._life
-        self._life = self._view.life = life = advance(before, event, time.monotonic())
+        before, now_s = self._life, time.monotonic()
+        counted = advance(before, StreamsChanged(self._admission.inside), now_s)
+        self._life = self._view.life = life = advance(counted, event, now_s)
         if life == before:
             return
         self._health.show(life)
