@@ -31,7 +31,7 @@ STAGES = (
     Stage("check", "make check", 4, 12),
     Stage("unit", "make unit", 6, 15),
     Stage("simulation", "make simulate SEEDS=20", 4, 10),
-    Stage("component", "make component", 8, 15),
+    Stage("component", "make component", 10, 20),
     Stage("cluster", "make cluster-tests", 10, 20),
     Stage("wheel", "make wheel", 5, 12),
     Stage("e2e", "make e2e", 20, 40),
