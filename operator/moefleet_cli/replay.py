@@ -146,7 +146,7 @@ def summary_table(result: RunResult) -> Table:
 
 
 def hours_by_reason(result: RunResult) -> dict[str, float]:
-    """What a replica was kept for, the largest part last but the forecast first; empty for a policy that does not say."""
+    """What replicas were kept for, in the order of the law, then hours by state; empty for a policy that does not say."""
     prefix = "hours_for_"
     found = {n.removeprefix(prefix): h for n, h in result.extra.items() if n.startswith(prefix)}
     if not found:

@@ -125,10 +125,12 @@ class EngineSpec(ApiModel):
     args: Annotated[
         dict[str, Any],
         WithJsonSchema(
-            free_object("Further arguments of the engine, checked by name when it starts.", maxProperties=64)
+            free_object(
+                "Further arguments of the engine, checked by name before a pod is made.", maxProperties=64
+            )
         ),
     ] = Field(default_factory=dict)
-    """Further arguments of the engine, checked by name when it starts: an unknown one is the condition
+    """Further arguments of the engine, checked by name before a pod is made: an unknown one is the condition
     ModelReady=False/EngineArgumentUnknown."""
 
 

@@ -126,6 +126,11 @@ class Replica:
         return self.pod.ready
 
     @property
+    def serving(self) -> bool:
+        """Ready, or it says that it serves: one whose gate was just opened again is ready in a moment."""
+        return self.ready or (self.load is not None and self.load.state == "SERVING")
+
+    @property
     def may_have_streams(self) -> bool:
         """A process that has been Serving runs in it. One that has not passed its startup probe has served nobody."""
         container = self.pod.container

@@ -109,7 +109,7 @@ def advance(
         return
     floor = max(wanted - fleet.max_unavailable, 0 if fleet.strategy == "InPlace" else 1)
     # One that does not serve is missed by nobody; one that was just taken back does, and is ready in a moment.
-    spare = ready_after >= floor or not _serves(victim)
+    spare = ready_after >= floor or not victim.serving
     if waiting and (fleet.strategy == "Surge" or len(stuck) < len(waiting)):
         # In place, `maxUnavailable` may be on their way at a time; a new one beside the old ones is waited for.
         in_place = way.stage != "canary" and len(live) <= wanted and not _may_surge(observed, ready)
@@ -168,10 +168,6 @@ def refusal(observed: Observed, way: Course) -> Problem | None:
 
 def _serves_nobody(replica: Replica) -> bool:
     return not replica.ready and (not replica.may_have_streams or failing(replica) is not None)
-
-
-def _serves(replica: Replica) -> bool:
-    return replica.ready or (replica.load is not None and replica.load.state == "SERVING")
 
 
 def _leaves(replica: Replica) -> bool:

@@ -257,11 +257,11 @@ class _Facts:
         return Verdict(reasons.AVAILABLE, "False", reason, said)
 
     def model_ready(self) -> Verdict:
-        serving = [r for r in self.live if _loaded(r)]
+        serving = [r for r in self.live if r.serving]
         if (
             self.broken is not None
             and self.broken.reason in MODEL_REASONS
-            and not any(_loaded(r) for r in self.new)
+            and not any(r.serving for r in self.new)
         ):
             return Verdict(reasons.MODEL_READY, "False", self.broken.reason, self.broken.message)
         if serving:
@@ -346,10 +346,6 @@ class _Facts:
                 f"{count_are(self.wanted, 'replica')} wanted and {there_are(len(self.live))}",
             )
         return None
-
-
-def _loaded(replica: Replica) -> bool:
-    return replica.ready or (replica.load is not None and replica.load.state == "SERVING")
 
 
 def _finish(draining: int) -> str:
