@@ -124,6 +124,8 @@ class Core:
             self._leadership.let_go(bool(self._under_way), now)
         if (request := self._leadership.request(now, wall)) is not None:
             self._leadership.under_way(self._emit(request))
+        if (lists := self._leadership.relist(now)) is not None:
+            self._leadership.relisting(self._emit(lists))
         plans = self._leadership.may_plan(now)
         if plans:
             self._run(now, wall)
@@ -144,7 +146,8 @@ class Core:
                     self._done(effect_id, outcome, now)
             case ObjectChanged(kind=kind, key=key, object=raw, uid=uid):
                 self._changed(kind, self._store.apply(kind, key, raw, uid), now, raw is None)
-            case Relisted(kind=kind, objects=objects, as_of=as_of):
+            case Relisted(kind=kind, objects=objects, as_of=as_of, began=began):
+                self._leadership.listed(kind, began)
                 self._changed(kind, self._store.relisted(kind, objects, as_of), now, True)
                 if kind == "Pod":
                     self._forget(now)

@@ -160,6 +160,13 @@ class EmitEvent(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relist(Effect):
+    """A LIST of every kind, read from now on, each told as Relisted with when its reading `began`; Ok: all of them were.
+
+    The kinds that plans cannot do without come last, so that whoever has these has all that could be had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadLease(Effect):
     """GET. NotFound when there is none yet. Use a client session that nothing else can starve."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,6 +11,7 @@ from moefleet_operator.planning.reported import EndpointView, GatewayView, Repli
 
 # The types of planning that travel in events; the I/O side imports them from here, too.
 __all__ = [
+    "ESSENTIAL",
     "KINDS",
     "AlreadyExists",
     "Conflict",
@@ -57,6 +59,8 @@ Kind = Literal[
     "ResourceQuota",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Without these there is nothing to operate, and who plans on old ones makes what is there already.
+ESSENTIAL: tuple[Kind, ...] = ("MoEFleet", "Pod")
 
 
 class Key(NamedTuple):
@@ -99,15 +103,16 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """A full LIST of a kind, made every minute: heals what the watch lost.
+    """A full LIST of a kind, made every minute and by each new leader: heals what the watch lost.
 
     `as_of`: its resourceVersion. Objects may have been made since, so only what is older and missing is gone; 0: it is
-    not known how old the LIST is, so nothing is gone.
+    not known how old the LIST is, so nothing is gone. `began`: monotonic seconds of its first request.
     """
 
     kind: Kind
     objects: tuple[Json, ...]
     as_of: int
+    began: float = -math.inf
 
 
 # --- what replicas and gateways say ----------------------------------------------------------------------------

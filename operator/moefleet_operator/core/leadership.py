@@ -1,11 +1,11 @@
-"""When the core may plan: it holds the Lease, has settled, and knows the first list of every kind. And how it stops."""
+"""When the core may plan: it holds the Lease, has settled, and has listed what there is since it leads. And how it stops."""
 
 from __future__ import annotations
 
 import math
 
-from .effects import Effect, Exit, ReadLease, WriteLease
-from .events import KINDS, Key, Kind, Outcome
+from .effects import Effect, Exit, ReadLease, Relist, WriteLease
+from .events import ESSENTIAL, KINDS, Key, Kind, Ok, Outcome
 from .lease import LeaseMachine, Read
 from .settings import CoreSettings
 
@@ -13,6 +13,10 @@ from .settings import CoreSettings
 SETTLE_S = 2.0
 # Shorter than the renewal deadline, so that a request that hangs leaves time for another one.
 LEASE_REQUEST_S = 5.0
+# A watch can be cut without its noticing, so what a standby knows may be as old as its last LIST. A new leader lists before
+# its first plan; for so long it waits for what was asked, and so long before it asks again after a refusal.
+RELIST_MAX_S = 30.0
+RELIST_RETRY_S = 2.0
 # At the end: effects under way may finish; then the Lease is given back, or left to expire.
 STOP_WAIT_S = 5.0
 
@@ -29,7 +33,12 @@ class Leadership:
         self.unavailable: set[Kind] = set()
         self._effect: int | None = None
         self._led = False
+        self._led_since = 0.0
         self._settle_until = 0.0
+        # Kinds without which nothing is planned, and that were not listed since we lead.
+        self._unlisted: set[Kind] = set()
+        self._relist: int | None = None
+        self._relist_at = 0.0
         # When the process was told to end; None: it was not.
         self.stopping_since: float | None = None
 
@@ -46,7 +55,13 @@ class Leadership:
             and self._lease.leading(now)
             and now >= self._settle_until
             and len(self._synced) == len(KINDS)
+            and not self._unlisted
         )
+
+    def listed(self, kind: Kind, began: float) -> None:
+        """A LIST; it counts when its reading began after the old leader could do nothing any more."""
+        if began >= self._led_since:
+            self._unlisted.discard(kind)
 
     def synced(self, kind: Kind, available: bool) -> None:
         self._synced.add(kind)
@@ -59,8 +74,31 @@ class Leadership:
         began = leads and not self._led
         self._led = leads
         if began:
+            self._led_since = self._relist_at = now
             self._settle_until = now + SETTLE_S
+            self._unlisted = set(ESSENTIAL) - self.unavailable
         return began
+
+    def relist(self, now: float) -> Effect | None:
+        """A LIST, where the first plan of a new leader waits for one; the caller says under which id it is under way."""
+        if self._lists_at(now) > now:
+            return None
+        return Relist(
+            id=0,
+            object=self._self_key,
+            reason="Relist",
+            message=f"led since {now - self._led_since:.1f} s ago, and knows only what was told before",
+            not_after=now + RELIST_MAX_S,
+        )
+
+    def relisting(self, effect_id: int) -> None:
+        self._relist = effect_id
+
+    def _lists_at(self, now: float) -> float:
+        """When a LIST is to be asked for; infinite: none is wanted, or one is under way."""
+        if not self._unlisted or self._relist is not None or self.stopping_since is not None:
+            return math.inf
+        return self._relist_at if self._lease.leading(now) else math.inf
 
     def request(self, now: float, wall: float) -> Effect | None:
         """What to ask of the Lease now; the caller says under which id it is under way."""
@@ -89,7 +127,12 @@ class Leadership:
         self._effect = effect_id
 
     def answered(self, effect_id: int, outcome: Outcome, now: float) -> bool:
-        """Whether this answer was for the Lease."""
+        """Whether this answer was for the Lease, or for the LIST of a new leader."""
+        if effect_id == self._relist:
+            self._relist = None
+            # What was listed is told by events of its own, and these may still be on their way.
+            self._relist_at = now + (RELIST_MAX_S if isinstance(outcome, Ok) else RELIST_RETRY_S)
+            return True
         if effect_id != self._effect:
             return False
         self._effect = None
@@ -137,6 +180,7 @@ class Leadership:
             at = min(at, self._lease.act_until)
             if self._settle_until > now:
                 at = min(at, self._settle_until)
+            at = min(at, self._lists_at(now))
         if self.stopping_since is not None:
             # Only what is to come: the first wait being over is no reason to look again at once, and again.
             waits = (self.stopping_since + STOP_WAIT_S, self.stopping_since + 2 * STOP_WAIT_S)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 from prometheus_client import Histogram
 
-from moefleet_operator.core.effects import Effect, EmitEvent, Exit, ReadLease, WakeAt, WriteLease
+from moefleet_operator.core.effects import (
+    Effect,
+    EmitEvent,
+    Exit,
+    ReadLease,
+    Relist,
+    WakeAt,
+    WriteLease,
+)
 from moefleet_operator.core.events import (
     DecisionMade,
     EffectDone,
@@ -21,6 +29,7 @@ from moefleet_operator.core.events import (
     Outcome,
     Relisted,
     Tick,
+    Transient,
 )
 from moefleet_operator.core.ports import Brain, EffectRunner
 from moefleet_operator.kube.clock import Clock
@@ -46,10 +55,18 @@ class _Batch:
 
 class CoreLoop:
     def __init__(
-        self, *, brain: Brain, runner: EffectRunner, inbox: Inbox, clock: Clock, metrics: Metrics
+        self,
+        *,
+        brain: Brain,
+        runner: EffectRunner,
+        relist: Callable[[], Awaitable[Outcome]],
+        inbox: Inbox,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._brain = brain
         self._runner = runner
+        self._relist = relist
         self._inbox = inbox
         self._clock = clock
         self._metrics = metrics
@@ -132,6 +149,8 @@ class CoreLoop:
                     code = effect.code
                 case ReadLease() | WriteLease():
                     self._spawn(self._run_alone(effect))
+                case Relist():
+                    self._spawn(self._run_relist(effect))
                 case _:
                     self._metrics.decisions.labels(effect=type(effect).__name__, reason=effect.reason).inc()
                     self._lanes.add(fleet_of(effect), (effect, batch))
@@ -149,6 +168,15 @@ class CoreLoop:
 
     async def _run_alone(self, effect: Effect) -> None:
         self._answer(effect, await self._runner.run(effect))
+
+    async def _run_relist(self, effect: Relist) -> None:
+        left_s = effect.not_after - self._clock.now()
+        try:
+            async with asyncio.timeout(left_s):
+                outcome = await self._relist()
+        except TimeoutError:
+            outcome = Transient(f"not listed within {left_s:.0f} s")
+        self._answer(effect, outcome)
 
     async def _run_in_lane(self, fleet: Key, effect: Effect, batch: _Batch) -> None:
         # Cancelled at the end, or failed (which ends all): then nothing more is started.
@@ -186,4 +214,4 @@ class CoreLoop:
 
 
 def _of_a_fleet(effect: Effect) -> bool:
-    return not isinstance(effect, WakeAt | Exit | ReadLease | WriteLease | EmitEvent)
+    return not isinstance(effect, WakeAt | Exit | ReadLease | Relist | WriteLease | EmitEvent)

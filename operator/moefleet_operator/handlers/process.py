@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from moefleet_operator.core.events import Event, Key, ObjectChanged, Stop
+from moefleet_operator.core.events import ESSENTIAL, Event, Key, ObjectChanged, Stop
 from moefleet_operator.core.ports import Brain, View
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.kube.client import AioTransport
@@ -31,7 +31,7 @@ from .loop import CoreLoop
 from .resync import Resync
 from .scope import Scope
 from .sizing import Sizing
-from .startup import ESSENTIAL, ToldToEnd, core_settings, plan_scope, rights_changed, unless
+from .startup import ToldToEnd, core_settings, plan_scope, rights_changed, unless
 from .watching import WatchThread
 from .web import serve
 
@@ -119,7 +119,12 @@ class Operator:
             core = self._make_core(core_settings(settings, scope))
             hub = TelemetryHub(settings.control_key, self._inbox.put, self._clock.wall)
             loop = self._loop = CoreLoop(
-                brain=core, runner=runner, inbox=self._inbox, clock=self._clock, metrics=self._metrics
+                brain=core,
+                runner=runner,
+                relist=resync.again,
+                inbox=self._inbox,
+                clock=self._clock,
+                metrics=self._metrics,
             )
             keeper = StateKeeper(reads, self._clock)
             sizing = Sizing(

@@ -16,6 +16,7 @@ from moefleet_operator.core.effects import (
     PatchPod,
     PatchPodConditions,
     ReadLease,
+    Relist,
     WriteLease,
 )
 from moefleet_operator.core.events import AlreadyExists, NotFound, Ok, Outcome
@@ -41,7 +42,7 @@ class Reporter:
         self._lease_problem = ""
 
     def report(self, effect: Effect, outcome: Outcome | None) -> None:
-        if not isinstance(effect, ReadLease | Exit):
+        if not isinstance(effect, ReadLease | Relist | Exit):
             verb, kind = _written(effect)
             self._metrics.writes.labels(verb=verb, kind=kind, outcome=type(outcome).__name__).inc()
         fine = outcome is None or isinstance(outcome, Ok | AlreadyExists | NotFound)

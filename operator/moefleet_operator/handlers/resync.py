@@ -1,13 +1,23 @@
-"""A full LIST of every watched kind: at the start, and then every minute against what a watch has lost."""
+"""A full LIST of every watched kind: at the start, by each new leader, and every minute against what a watch has lost."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 
-from moefleet_operator.core.events import Event, Kind, Relisted, Synced
+from moefleet_operator.core.events import (
+    ESSENTIAL,
+    Event,
+    Kind,
+    Ok,
+    Outcome,
+    Relisted,
+    Synced,
+    Transient,
+)
 from moefleet_operator.kube.clock import Clock
 from moefleet_operator.kube.reads import RefusedError, UnreachableError, discovered, pages
 from moefleet_operator.kube.resources import key_of
@@ -44,6 +54,8 @@ class Resync:
         self._metrics = metrics
         # Kinds whose last LIST was refused for want of a right.
         self._forbidden: set[Kind] = set()
+        # One at a time: LISTs that are told in another order than they were read look like a restored backup.
+        self._turn = asyncio.Lock()
 
     def forbidden(self) -> bool:
         return bool(self._forbidden)
@@ -77,12 +89,21 @@ class Resync:
         """For ever. A kind that cannot be listed now keeps what is known of it."""
         while True:
             await self._clock.sleep(RELIST_EVERY_S)
-            for watch in self._scope.watches:
+            await self.again()
+
+    async def again(self) -> Outcome:
+        """Every kind once more; Transient names those that could not be listed. What nothing can be planned without is last."""
+        failed = []
+        async with self._turn:
+            for watch in sorted(self._scope.watches, key=lambda watch: watch.kind in ESSENTIAL):
                 problem = await self._relist(watch, audited=True)
                 if problem is not None:
                     log.warning("ListFailed", kind=watch.kind, message=problem)
+                    failed.append(f"{watch.kind}: {problem}")
+        return Transient("; ".join(failed)) if failed else Ok()
 
     async def _relist(self, watch: Watch, *, audited: bool) -> str | None:
+        began = self._clock.now()
         objects: list[dict[str, Any]] = []
         as_of = 0
         try:
@@ -104,5 +125,5 @@ class Resync:
         if audited:
             versions = ((key_of(raw), version_of(raw)) for raw in objects)
             self._audit.listed(watch.kind, versions, as_of, self._clock.now())
-        self._emit(Relisted(watch.kind, tuple(objects), as_of))
+        self._emit(Relisted(watch.kind, tuple(objects), as_of, began))
         return None

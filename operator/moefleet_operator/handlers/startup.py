@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from moefleet_operator.core.events import Kind
+from moefleet_operator.core.events import ESSENTIAL
 from moefleet_operator.core.settings import GATHER_S, CoreSettings
 from moefleet_operator.kube.access import Right, missing_rights, rights_needed
 from moefleet_operator.kube.clock import Clock
@@ -21,8 +21,6 @@ from .scope import Scope, scope
 
 # The chart narrows the right to this name.
 LEASE_NAME: Final = "moefleet-operator"
-# Without these nothing can be done for any fleet, so they are waited for.
-ESSENTIAL: Final[tuple[Kind, ...]] = ("MoEFleet", "Pod")
 # A right given or taken while we run is noticed within this time.
 RIGHTS_EVERY_S: Final = 60.0
 # While nothing is lacking and no LIST was refused, the questions are only for the metric: they are POSTs, and whoever reads the

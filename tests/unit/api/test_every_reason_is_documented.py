@@ -17,7 +17,7 @@ from moefleet_runtime import ending
 # Where conditions, Events, decisions and drain reasons come from.
 OPERATOR_PARTS = ("scaling", "planning", "rendering", "core", "handlers")
 # Reasons of effects that nobody but log and metric sees: no object carries them.
-EFFECTS_ONLY = {"Wake", "Status", "Lease", "ReadLease", "Stopped"}
+EFFECTS_ONLY = {"Wake", "Status", "Lease", "ReadLease", "Relist", "Stopped"}
 
 
 def sources(package: str, under: str = "") -> list[Path]:

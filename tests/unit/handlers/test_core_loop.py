@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from moefleet_operator.core.effects import CreatePod, Effect, Exit, WakeAt, WriteLease
+from moefleet_operator.core.effects import CreatePod, Effect, Exit, Relist, WakeAt, WriteLease
 from moefleet_operator.core.events import EffectDone, Event, Key, Ok, Outcome, Stop, Tick, Transient
 from moefleet_operator.handlers.inbox import Inbox
 from moefleet_operator.handlers.loop import CoreLoop
@@ -58,12 +58,28 @@ class Runner:
         return Transient("busy") if effect.id == 2 else Ok()
 
 
-def loop_of(brain: Brain, runner: Runner, metrics: Metrics | None = None) -> tuple[CoreLoop, Inbox]:
+def loop_of(
+    brain: Brain,
+    runner: Runner,
+    metrics: Metrics | None = None,
+    relist: Callable[[], Awaitable[Outcome]] | None = None,
+) -> tuple[CoreLoop, Inbox]:
     inbox = Inbox()
     return (
-        CoreLoop(brain=brain, runner=runner, inbox=inbox, clock=SystemClock(), metrics=metrics or Metrics()),
+        CoreLoop(
+            brain=brain,
+            runner=runner,
+            relist=relist or nothing_listed,
+            inbox=inbox,
+            clock=SystemClock(),
+            metrics=metrics or Metrics(),
+        ),
         inbox,
     )
+
+
+async def nothing_listed() -> Outcome:
+    return Transient("Pod: 503")
 
 
 async def test_every_effect_is_answered_once_and_the_code_comes_out() -> None:
@@ -104,6 +120,35 @@ async def test_the_lease_is_renewed_while_a_hundred_pods_wait() -> None:
     assert await loop.run() == 3
     # Of one fleet at most eight are started.
     assert runner.most == 8
+
+
+@pytest.mark.parametrize(
+    ("listed", "outcome"),
+    [(Ok(), Ok()), (None, Transient("not listed within 0 s"))],
+    ids=["listed", "an API server that does not answer"],
+)
+async def test_a_list_is_asked_for_beside_all_lanes_and_ends_with_its_time(
+    listed: Outcome | None, outcome: Outcome
+) -> None:
+    async def relist() -> Outcome:
+        if listed is None:
+            await asyncio.Event().wait()
+        assert listed is not None
+        return listed
+
+    def react(event: Event) -> Sequence[Effect]:
+        if isinstance(event, Tick):
+            end = SystemClock().now() + (30.0 if listed else 0.05)
+            what = Relist(id=7, object=Key("ops", "op-1"), reason="Relist", message="m", not_after=end)
+            return [*(create(n) for n in range(1, 7)), what]
+        if isinstance(event, EffectDone) and event.effect_id == 7:
+            return [EXIT]
+        return []
+
+    brain = Brain(react)
+    loop, _ = loop_of(brain, Runner(), relist=relist)
+    assert await loop.run() == 3
+    assert brain.heard[-1] == EffectDone(7, outcome)
 
 
 async def test_it_wakes_when_the_core_asked_for_it_and_only_then() -> None:

@@ -142,6 +142,8 @@ class Users:
         else:
             story.advice = number
             self.world.tell(f"{story.key}: scaling says {number}")
+            if self.rules.may_follow_scaling(story.uid):
+                self.rules.aim(story.uid, story.bounded(number))
             self._aim(story)
 
     def sleep(self, story: FleetStory, _act: Act) -> None:

@@ -13,6 +13,7 @@ from moefleet_operator.core.effects import (
     Effect,
     Exit,
     ReadLease,
+    Relist,
     ResumeReplica,
     WakeAt,
 )
@@ -52,6 +53,8 @@ DECIDE_S = 5.0
 # From reading a LIST to working on it: pages, a busy API server, a queue of events. The watch goes on meanwhile.
 RELIST_LATE_S = 4.0
 STALE_LATE_S = 30.0
+# A new leader waits for its LIST, so nothing else keeps it long.
+RELIST_TAKEOVER_S = 1.0
 LEASE = Key(GATEWAY_NAMESPACE, "moefleet-operator")
 
 Decide = Callable[["OperatorProcess"], list[DecisionMade]]
@@ -120,6 +123,8 @@ class OperatorProcess:
         )
         self.core = Core(settings, random.Random(f"{world.seed}/{name}/jitter"))
         self._delivered: dict[str, float] = {}
+        # When what was listed last has been worked on.
+        self._lists_until = 0.0
         self._loads: dict[str, ReplicaLoad | None] = {}
         self._views: dict[str, GatewayView | None] = {}
         self._flushing = False
@@ -186,22 +191,25 @@ class OperatorProcess:
         if self.deaf_since is None:
             self.deaf_since = self.world.now
 
-    def relist(self, late_s: float = 0.0) -> None:
-        """Lists of all kinds, read now and worked on a little later."""
+    def relist(self, late_s: float = 0.0) -> float:
+        """Lists of all kinds, read now and worked on a little later; how much later the last of them is."""
         heals = self.world.now >= max(
             self.weather.watch_lossy_until, self.weather.watch_cut_until, self.weather.away_until
         )
         last_s = 0.0
         for kind in KINDS:
-            listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version)
+            listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version, self.world.now)
             if late_s:
-                wait_s = self._rng.uniform(0.0, late_s)
+                # One after the other, as the process reads them.
+                wait_s = max(self._rng.uniform(0.0, late_s), self._lists_until - self.world.now)
                 last_s = max(last_s, wait_s)
                 self.world.after(wait_s, lambda event=listed: self._listed(event))  # type: ignore[misc]
             else:
                 self._listed(listed)
+        self._lists_until = self.world.now + last_s
         if heals and self.deaf_since is not None:
             self.world.after(last_s, self._heard)
+        return last_s
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -334,6 +342,11 @@ class OperatorProcess:
         fails = now < weather.errors_until and rng.random() < weather.error_rate
         if fails and rng.random() < 0.5:
             self._answer(effect, Transient("503 before it was carried out"))
+            return
+        if isinstance(effect, Relist):
+            stale = now < weather.lists_stale_until
+            last_s = self.relist(STALE_LATE_S if stale else RELIST_TAKEOVER_S)
+            self.world.after(last_s, lambda: self._answer(effect, Ok()))
             return
         self._check(self, effect)
         if not isinstance(effect, ReadLease) and effect.reason != "RenewLease":

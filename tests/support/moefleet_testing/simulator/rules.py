@@ -38,6 +38,7 @@ class Told:
 
     targets: list[tuple[float, int]] = field(default_factory=list)
     limits: list[tuple[float, int]] = field(default_factory=list)
+    modes: list[tuple[float, str]] = field(default_factory=list)
     speeds: list[tuple[float, Any]] = field(default_factory=list)
     # Engine arguments of replicas that were ready, and when one was last.
     served: dict[str, float] = field(default_factory=dict)
@@ -83,6 +84,10 @@ class Rules:
 
     def aim(self, fleet_uid: str, target: int) -> None:
         self.of(fleet_uid).targets.append((self.world.now, target))
+
+    def may_follow_scaling(self, fleet_uid: str) -> bool:
+        """Mode is Automatic, or was when an operator last heard of the fleet."""
+        return "Automatic" in lately(self.of(fleet_uid).modes, self.since())
 
     def disturb(self, fleet_uid: str) -> None:
         self.of(fleet_uid).disturbed_at = self.world.now
@@ -201,6 +206,7 @@ class Rules:
         if before is None or before["spec"] != spec:
             now = self.world.now
             told.limits.append((now, spec["scaling"]["maxReplicas"]))
+            told.modes.append((now, spec["scaling"]["mode"]))
             told.speeds.append((now, json.dumps(spec["engine"]["args"], sort_keys=True)))
             if before is None or _without_engine(before) != _without_engine(after):
                 told.disturbed_at = now
