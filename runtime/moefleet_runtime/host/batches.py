@@ -20,8 +20,10 @@ WINDOW_TOKENS: Final = 32
 # that messages take at most half a core: 1000 streams send at most every 100 ms each.
 MESSAGE_COST_S: Final = 50e-6
 SHARE_OF_CORE: Final = 0.5
-# Windows that close so soon after each other close together: answers that began in one step stay in one frame.
+# Windows that close so soon after each other, as time or as a part of the window, close together with the first of them: each frame costs
+# both processes a wake-up. Not more, or answers would gather in few large frames, behind which a first token waits.
 SLACK_S: Final = 0.001
+SLACK: Final = 0.03
 
 # The fields of a TokenDelta in their order.
 Fields = tuple[Any, ...]
@@ -29,6 +31,10 @@ Fields = tuple[Any, ...]
 
 def window_s(streams: int) -> float:
     return max(WINDOW_S, streams * MESSAGE_COST_S / SHARE_OF_CORE)
+
+
+def slack_s(window_s: float) -> float:
+    return max(SLACK_S, SLACK * window_s)
 
 
 class Windows:
@@ -51,9 +57,14 @@ class Windows:
             return 0.0
         return self._due[0][0] if self._due else None
 
+    @property
+    def ready(self) -> int:
+        """How many entries are to be sent now, at least."""
+        return len(self._ready)
+
     def add(self, deltas: Iterable[TokenDelta], now_s: float) -> None:
         free, held, ready = self._free_at_s, self._held, self._ready
-        until_s = now_s + SLACK_S
+        until_s = now_s + slack_s(window_s(len(free)))
         for delta in deltas:
             name, tokens, _, finish, _, _ = delta
             if name in ready:
@@ -78,7 +89,8 @@ class Windows:
     def take(self, now_s: float, *, everything: bool = False) -> list[Fields]:
         """What is to be sent now; `everything`: held or not."""
         free, held, ready = self._free_at_s, self._held, self._ready
-        until_s = now_s + SLACK_S
+        window = window_s(len(free))
+        until_s = now_s + slack_s(window)
         while self._due and (everything or self._due[0][0] <= until_s):
             at_s, name = heapq.heappop(self._due)
             if free.get(name) == at_s and name in held:
@@ -86,7 +98,7 @@ class Windows:
         if not ready:
             return []
         self._ready = {}
-        again_s = self.again_s = now_s + window_s(len(free))
+        again_s = self.again_s = now_s + window
         for name in ready:
             if name in free:
                 free[name] = again_s

@@ -6,6 +6,7 @@ a reader still refuses whatever is not one of these types.
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import struct
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from moefleet_runtime.host.batches import Fields
 # The largest message is a prompt of 2^24 tokens or a step of all sequences; beyond this the stream is out of step.
 MAX_FRAME_BYTES: Final = 256 << 20
 _HEADER: Final = struct.Struct(">I")
+# In the pickles of each request a number stands for these, which the reader knows by heart; by name it would look for their modules each
+# time. From the range that copyreg leaves to everybody; both ends import this module.
+_NUMBERED: Final = (
+    (240, "moefleet_runtime.host.messages", "Submit"),
+    (241, "moefleet_runtime.host.messages", "Deltas"),
+    (242, "moefleet_runtime.engine.base", "EngineRequest"),
+    (243, "moefleet_runtime.engine.base", "Finish"),
+)
+for _number, _module, _name in _NUMBERED:
+    copyreg.add_extension(_module, _name, _number)
 
 
 # -- server to host

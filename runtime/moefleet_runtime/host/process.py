@@ -15,9 +15,6 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from math import inf
 
 from moefleet_runtime.engine.base import (
     Engine,
@@ -25,14 +22,12 @@ from moefleet_runtime.engine.base import (
     EngineFull,
     RequestInvalid,
     StartFailed,
-    TokenDelta,
 )
 from moefleet_runtime.engine.prefixes import ReportsPrefixes
 from moefleet_runtime.engine.registry import make_engine
-from moefleet_runtime.host.batches import Windows
+from moefleet_runtime.garbage import settle
 from moefleet_runtime.host.messages import (
     Abort,
-    Deltas,
     Died,
     FrameReader,
     Load,
@@ -43,12 +38,10 @@ from moefleet_runtime.host.messages import (
     Started,
     Stop,
     Submit,
-    ToServer,
     encode,
 )
+from moefleet_runtime.host.outbox import Outbox
 
-# Deltas in the outbox before the engine's sink blocks: a step of the largest batch, a few times over.
-MAX_OUTBOX_DELTAS = 65536
 # How often the load is looked at; sent when it changed, and at least each HEARTBEAT_S.
 REPORT_S = 0.1
 HEARTBEAT_S = 1.0
@@ -76,70 +69,10 @@ def _die_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-class _Outbox:
-    """The engine's Sink, and the queue behind it. The writer is woken for what is to be sent and not at every step: it would take
-    the interpreter from the engine each time, about a tenth of the tokens/s of a small model."""
-
-    def __init__(self) -> None:
-        self._change = threading.Condition()
-        self._windows = Windows()
-        # Deltas that came since the writer last took something.
-        self._unsent = 0
-        self._messages: deque[ToServer] = deque()
-        self._closed = False
-        # When the writer looks by itself; 0: it is not waiting.
-        self._look_s = 0.0
-
-    def deltas(self, batch: Sequence[TokenDelta]) -> None:
-        with self._change:
-            while self._unsent >= MAX_OUTBOX_DELTAS and not self._closed:
-                self._change.wait()
-            self._unsent += len(batch)
-            self._windows.add(batch, time.monotonic())
-            next_s = self._windows.next_s
-            if next_s is not None and next_s < self._look_s:
-                self._change.notify_all()
-
-    def died(self, reason: str) -> None:
-        self.put(Died(reason))
-
-    def put(self, message: ToServer) -> None:
-        with self._change:
-            self._messages.append(message)
-            self._change.notify_all()
-
-    def close(self) -> None:
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-
-    def take(self) -> list[ToServer] | None:
-        """Waits for something; None when closed and empty. Deltas go first: a refusal or a death comes after them."""
-        with self._change:
-            while True:
-                now_s = time.monotonic()
-                messages = list(self._messages)
-                last = self._closed or any(isinstance(message, Died) for message in messages)
-                batch = self._windows.take(now_s, everything=last)
-                if batch or messages or self._closed:
-                    break
-                # What comes for those who were just sent something waits until then, and needs no word about it.
-                next_s, again_s = self._windows.next_s, self._windows.again_s
-                self._look_s = min(inf if next_s is None else next_s, again_s if again_s > now_s else inf)
-                self._change.wait(None if self._look_s == inf else max(self._look_s - now_s, 0.0))
-                self._look_s = 0.0
-            self._messages.clear()
-            self._unsent = 0
-            self._change.notify_all()
-        if not (batch or messages):
-            return None
-        return [Deltas(batch), *messages] if batch else messages
-
-
 class _Host:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._outbox = _Outbox()
+        self._outbox = Outbox(lambda data: connection.send(data, socket.MSG_DONTWAIT))
         self._engine: Engine | None = None
         self._over = threading.Event()
 
@@ -187,6 +120,7 @@ class _Host:
             self._outbox.put(NotStarted("EngineStartFailed", f"{type(error).__name__}: {error}"))
             return False
         self._engine = engine
+        settle()
         self._outbox.put(Started(info))
         return True
 
@@ -209,8 +143,9 @@ class _Host:
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):
-            while (messages := self._outbox.take()) is not None:
-                self._connection.sendall(b"".join(encode(message) for message in messages))
+            while (taken := self._outbox.take()) is not None:
+                rest, messages = taken
+                self._connection.sendall(b"".join((rest, *map(encode, messages))))
                 if any(isinstance(message, Died) for message in messages):
                     os._exit(1)
         if not self._over.is_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,6 +96,21 @@ class Asked:
 
 
 _OFF: Final = Asked()
+# Written so that NaN is in none. Made once: this is on every request's way to its first token.
+_RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
+    ("min_p", lambda value: 0 <= value <= 1, "0 to 1"),
+    (
+        "repetition_penalty",
+        lambda value: 0 < value <= MAX_REPETITION_PENALTY,
+        f"more than 0, at most {MAX_REPETITION_PENALTY:g}",
+    ),
+    *(
+        (field, lambda value: -MAX_PENALTY <= value <= MAX_PENALTY, f"{-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+        for field in ("presence_penalty", "frequency_penalty")
+    ),
+    ("logprobs", lambda value: 0 <= value <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+    ("priority", lambda value: -MAX_PRIORITY <= value <= MAX_PRIORITY, f"{-MAX_PRIORITY} to {MAX_PRIORITY}"),
+)
 
 
 def check_asked(asked: Asked, limits: ModelLimits, names: Mapping[str, str]) -> list[Violation]:
@@ -107,34 +122,10 @@ def check_asked(asked: Asked, limits: ModelLimits, names: Mapping[str, str]) -> 
 
     wrong = check_sampling(asked.temperature, asked.top_k, asked.top_p, prefix=names["sampling"])
     wrong += check_stops(limits, asked.stop_token_ids, name("stop_token_ids"))
-    rows: tuple[tuple[str, float, bool, str], ...] = (
-        ("min_p", asked.min_p, 0 <= asked.min_p <= 1, "0 to 1"),
-        (
-            "repetition_penalty",
-            asked.repetition_penalty,
-            0 < asked.repetition_penalty <= MAX_REPETITION_PENALTY,
-            f"more than 0, at most {MAX_REPETITION_PENALTY:g}",
-        ),
-        *(
-            (field, value, -MAX_PENALTY <= value <= MAX_PENALTY, f"{-MAX_PENALTY:g} to {MAX_PENALTY:g}")
-            for field, value in (
-                ("presence_penalty", asked.presence_penalty),
-                ("frequency_penalty", asked.frequency_penalty),
-            )
-        ),
-        ("logprobs", asked.logprobs or 0, 0 <= (asked.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
-        (
-            "priority",
-            asked.priority,
-            -MAX_PRIORITY <= asked.priority <= MAX_PRIORITY,
-            f"{-MAX_PRIORITY} to {MAX_PRIORITY}",
-        ),
-    )
-    # Ranges are written so that NaN is in none.
     wrong += [
         Violation(name(field), f"is {found:g}; wanted {range_}")
-        for field, found, good, range_ in rows
-        if not good
+        for field, good, range_ in _RANGES
+        if not good(found := getattr(asked, field) or 0)
     ]
     if wrong_token := next((t for t in asked.generated if t >= limits.vocabulary_size), None):
         last = limits.vocabulary_size - 1

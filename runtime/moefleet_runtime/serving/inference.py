@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from moefleet.inference.v1 import inference_pb2 as pb
@@ -248,32 +248,45 @@ class _Wanted:
     __slots__ = ("asked", "max_tokens", "names", "text_characters")
 
     def __init__(self, request: pb.GenerateRequest) -> None:
-        sampling, stopping = request.sampling, request.stopping
-        self.max_tokens = stopping.max_tokens if stopping.HasField("max_tokens") else None
-        guide = request.guide.WhichOneof("form")
-        self.names = {**_NAMES, "guide": f"guide.{guide}"} if guide else _NAMES
-        self.asked = Asked(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
-            min_p=sampling.min_p,
-            seed=sampling.seed if sampling.HasField("seed") else None,
-            repetition_penalty=sampling.repetition_penalty
-            if sampling.HasField("repetition_penalty")
-            else 1.0,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            logit_bias=tuple(sampling.logit_bias.items()),
-            stop_token_ids=tuple(stopping.stop_token_ids),
-            stop=tuple(stopping.stop),
-            ignore_eos=stopping.ignore_eos,
-            min_tokens=stopping.min_tokens,
-            logprobs=request.logprobs if request.HasField("logprobs") else None,
-            priority=request.priority,
-            guide=_guide(request.guide),
-            generated=tuple(request.resume.token_ids),
-        )
-        self.text_characters = request.resume.text_characters
+        # What the request has not is not looked at: each look makes an empty message, and most requests have little.
+        given: dict[str, Any] = {}
+        self.max_tokens, self.names, self.text_characters = None, _NAMES, 0
+        if request.HasField("stopping"):
+            stopping = request.stopping
+            if stopping.HasField("max_tokens"):
+                self.max_tokens = stopping.max_tokens
+            given["stop_token_ids"] = tuple(stopping.stop_token_ids)
+            given["stop"] = tuple(stopping.stop)
+            given["ignore_eos"] = stopping.ignore_eos
+            given["min_tokens"] = stopping.min_tokens
+        if request.HasField("sampling"):
+            given |= _sampling(request.sampling)
+        if request.HasField("guide"):
+            form = request.guide.WhichOneof("form")
+            if form is not None:
+                self.names = {**_NAMES, "guide": f"guide.{form}"}
+            given["guide"] = _guide(request.guide)
+        if request.HasField("resume"):
+            given["generated"] = tuple(request.resume.token_ids)
+            self.text_characters = request.resume.text_characters
+        if request.HasField("logprobs"):
+            given["logprobs"] = request.logprobs
+        self.asked = Asked(priority=request.priority, **given)
+
+
+def _sampling(sampling: pb.Sampling) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        name: getattr(sampling, name)
+        for name in ("temperature", "top_k", "min_p", "presence_penalty", "frequency_penalty")
+    }
+    # Absent is not their zero.
+    given |= {
+        name: getattr(sampling, name)
+        for name in ("top_p", "seed", "repetition_penalty")
+        if sampling.HasField(name)
+    }
+    given["logit_bias"] = tuple(sampling.logit_bias.items())
+    return given
 
 
 def _guide(guide: pb.Guide) -> Guide | None:

@@ -19,6 +19,7 @@ from moefleet_weights.source import Remote
 from moefleet_runtime.ending import Exit, Failure, FatalError
 from moefleet_runtime.engine.base import EngineInfo, EngineRequest, EngineSettings, Finish
 from moefleet_runtime.fetching import Fetched, FetchProgress, fetch_weights
+from moefleet_runtime.garbage import settle
 from moefleet_runtime.host.client import EngineClient
 from moefleet_runtime.life import (
     CanaryFailed,
@@ -307,6 +308,7 @@ class Replica:
             supports=info.supports,
         )
         self._admission.places = info.max_batch_size + self._config.limits.queued_requests
+        settle()
         log.info(
             "engine started",
             engine=self._config.engine.type,

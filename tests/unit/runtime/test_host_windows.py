@@ -16,6 +16,7 @@ from moefleet_runtime.host.batches import (
     WINDOW_TOKENS,
     Fields,
     Windows,
+    slack_s,
     window_s,
 )
 
@@ -92,6 +93,18 @@ def test_windows_that_close_soon_after_each_other_close_together() -> None:
     at(windows, 1.0 + SLACK_S / 2, token("b", 1))
     at(windows, 1.01, token("a", 2), token("b", 2))
     assert at(windows, 1.0 + WINDOW_S) == [("a", (2,)), ("b", (2,))]
+
+
+def test_with_many_answers_soon_is_a_part_of_the_window() -> None:
+    assert slack_s(window_s(1)) == SLACK_S
+    assert slack_s(window_s(1000)) == pytest.approx(0.003)
+    windows = Windows()
+    at(windows, 1.0, *(token(f"r{i}", 1) for i in range(1000)))
+    assert len(at(windows, 1.002, token("soon", 1))) == 1
+    assert len(at(windows, 1.006, token("later", 1))) == 1
+    assert at(windows, 1.02, token("r0", 2), token("soon", 2), token("later", 2)) == []
+    assert at(windows, 1.1) == [("r0", (2,)), ("soon", (2,))]
+    assert at(windows, 1.106) == [("later", (2,))]
 
 
 def test_messages_of_many_answers_wait_longer_for_each_other() -> None:

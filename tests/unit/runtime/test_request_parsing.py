@@ -9,6 +9,8 @@ import grpc
 import pytest
 from moefleet.inference.v1 import inference_pb2 as pb
 from moefleet_runtime.engine.base import OPTIONS, EngineRequest
+from moefleet_runtime.serving.asking import Asked
+from moefleet_runtime.serving.inference import _Wanted
 from moefleet_runtime_rig.answering import AnsweringReplica
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 
@@ -174,6 +176,21 @@ def test_all_that_can_be_asked_reaches_the_engine_the_same_through_both(replica:
     ours.priority = -3
     assert replica.ask(replica.inference, ours).code is grpc.StatusCode.OK
     assert (replica.engine.requests[-1].logit_bias, replica.engine.requests[-1].priority) == (((4, 1.5),), -3)
+
+
+@pytest.mark.parametrize("part", ["sampling", "stopping", "guide", "resume"])
+def test_an_empty_message_asks_for_what_an_absent_one_does(part: str) -> None:
+    absent = pb.GenerateRequest(model="chat-model", token_ids=pb.TokenIds(ids=[1, 2]))
+    empty = pb.GenerateRequest()
+    empty.CopyFrom(absent)
+    getattr(empty, part).SetInParent()
+    assert empty.HasField(part)
+    assert asked_of(empty) == asked_of(absent) == (Asked(), None, 0)
+
+
+def asked_of(request: pb.GenerateRequest) -> tuple[Asked, int | None, int]:
+    wanted = _Wanted(request)
+    return wanted.asked, wanted.max_tokens, wanted.text_characters
 
 
 def test_what_an_engine_lacks_is_refused_by_name_and_what_is_off_passes() -> None:

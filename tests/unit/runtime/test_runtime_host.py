@@ -61,6 +61,16 @@ def test_a_prompt_of_128k_ids_crosses() -> None:
     assert FrameReader.of_host().feed(encode(message)) == [message]
 
 
+def test_what_each_request_sends_names_no_module() -> None:
+    """A reader would look for it again for every request, on the way to the first token."""
+    asked = encode(Submit(EngineRequest("r", (1, 2), 1)))
+    made = encode(Deltas([("r", (1,), 0, Finish.LENGTH, "", ())]))
+    assert b"moefleet" not in asked + made
+    (crossed,) = FrameReader.of_server().feed(made)
+    assert isinstance(crossed, Deltas)
+    assert crossed.batch[0][3] is Finish.LENGTH
+
+
 def test_a_start_failure_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(StartFailed("OutOfMemory", "no", permanent=False)))
     assert (error.reason, error.message, error.permanent) == ("OutOfMemory", "no", False)
