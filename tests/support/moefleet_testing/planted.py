@@ -17,6 +17,7 @@ from moefleet_operator.core import core as core_module
 from moefleet_operator.core import reports
 from moefleet_operator.core.events import DecisionMade, Json, Key, Kind
 from moefleet_operator.core.gather import Gatherer
+from moefleet_operator.core.leadership import Leadership
 from moefleet_operator.core.lease import LeaseMachine
 from moefleet_operator.core.queue import Backoff
 from moefleet_operator.core.store import Store
@@ -55,6 +56,17 @@ def planted(bug: Planted) -> Iterator[None]:
 def _believe_old_lists() -> Sequence[Swap]:
     good = Store.relisted
     return [(Store, "relisted", lambda s, kind, objects, as_of: good(s, kind, objects, as_of + 10**9))]
+
+
+def _plan_unlisted() -> Sequence[Swap]:
+    good = Leadership.begins
+
+    def begins(self: Leadership, now: float) -> bool:
+        began = good(self, now)
+        self._unlisted.clear()
+        return began
+
+    return [(Leadership, "begins", begins)]
 
 
 def _count_ready_only() -> Sequence[Swap]:
@@ -217,7 +229,8 @@ def _budget_once() -> Sequence[Swap]:
 
 
 BUGS: tuple[Planted, ...] = (
-    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 3),
+    Planted("believe-old-lists", "a LIST hides what was made after it: made twice", "stale-cache double create", _believe_old_lists, 2),
+    Planted("leads-on-old-news", "a new leader plans on what its watch told it, however long ago", "stale-cache double create at failover", _plan_unlisted, 2125),
     Planted("pending-ignored", "replicas that are not ready yet are no supply", "aibrix#2670", _count_ready_only, 1),
     Planted("slot-reused", "the name of a terminating pod is taken for free", "grove#565", _ignore_taken_names, 1),
     Planted("foreground-deletion", "a fleet with a deletionTimestamp is planned as any other", "dynamo#8204", _ignore_deletion, 1),
