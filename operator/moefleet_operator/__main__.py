@@ -32,14 +32,14 @@ async def _run(settings: Settings) -> int:
     from moefleet_operator.core.core import Core
     from moefleet_operator.handlers.process import Operator
     from moefleet_operator.handlers.watching import quieten
-    from moefleet_operator.kube.clock import SystemClock
+    from moefleet_operator.kube.clock import ServerClock
 
     logs.configure(settings.log_level, settings.pod_name)
     quieten()
     # Modules are not garbage.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    return await Operator(settings, lambda core: Core(core, random.Random()), SystemClock()).run()
+    return await Operator(settings, lambda core: Core(core, random.Random()), ServerClock()).run()
 
 
 if __name__ == "__main__":

@@ -126,6 +126,11 @@ class Metrics:
             "Unix time of the last renewal that succeeded.",
             registry=registry,
         )
+        self.clock_ahead = Gauge(
+            f"{PREFIX}_clock_ahead_seconds",
+            "This machine's clock against the API server's, which is the one that is used.",
+            registry=registry,
+        )
         self.watch_event = Gauge(
             f"{PREFIX}_watch_last_event_timestamp_seconds",
             "Unix time of the last event that a watch delivered; quiet kinds are old and well.",

@@ -17,7 +17,7 @@ from moefleet_operator.core.events import KINDS, Event, Json, Key, ObjectChanged
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.handlers import process, resync, startup, watching
 from moefleet_operator.handlers.process import Operator
-from moefleet_operator.kube.clock import SystemClock
+from moefleet_operator.kube.clock import ServerClock
 from moefleet_operator.planning.facts import PodFacts
 from moefleet_operator.planning.observed import Replica
 from moefleet_operator.settings import Settings
@@ -125,7 +125,7 @@ async def operator(api: FakeApi, folder: Path, monkeypatch: pytest.MonkeyPatch) 
         log_level="info",
         kubeconfig=str(api.write_kubeconfig(folder / "kubeconfig")),
     )
-    task = asyncio.create_task(Operator(settings, make, SystemClock()).run())
+    task = asyncio.create_task(Operator(settings, make, ServerClock()).run())
     try:
         yield Running(task, await asyncio.wait_for(ports.get(), LIMIT_S), cores)
     finally:

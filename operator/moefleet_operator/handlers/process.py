@@ -15,7 +15,7 @@ from moefleet_operator.core.events import ESSENTIAL, Event, Key, ObjectChanged, 
 from moefleet_operator.core.ports import Brain, View
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.kube.client import AioTransport
-from moefleet_operator.kube.clock import Clock
+from moefleet_operator.kube.clock import DatedClock
 from moefleet_operator.kube.connect import connect, credentials
 from moefleet_operator.kube.limits import LEASE_CONNECTIONS, READ_CONNECTIONS, WRITE_CONNECTIONS
 from moefleet_operator.kube.replicas import GrpcReplicas
@@ -52,7 +52,9 @@ class Core(Brain, View, Protocol):
 class Operator:
     """One process. `run` returns its exit code: 0 after SIGTERM, 1 when anything ended that should not."""
 
-    def __init__(self, settings: Settings, make_core: Callable[[CoreSettings], Core], clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, make_core: Callable[[CoreSettings], Core], clock: DatedClock
+    ) -> None:
         self._settings = settings
         self._make_core = make_core
         self._clock = clock
@@ -82,7 +84,7 @@ class Operator:
             log.info("Started", identity=settings.pod_name, namespace=settings.namespace, port=port)
             configuration = await connect(settings.kubeconfig)
             writes, reads, lease = (
-                AioTransport(configuration, connections)
+                AioTransport(configuration, connections, self._clock)
                 for connections in (WRITE_CONNECTIONS, READ_CONNECTIONS, LEASE_CONNECTIONS)
             )
             for transport in (writes, reads, lease):
@@ -198,6 +200,7 @@ class Operator:
         said: dict[Key, str] = {}
         while True:
             now = self._clock.now()
+            self._metrics.clock_ahead.set(self._clock.ahead_s())
             self._metrics.leader.set(1 if view.leading(now) else 0)
             for watch in scope.watches:
                 self._metrics.watch_behind.labels(kind=watch.kind).set(self._audit.behind_s(watch.kind, now))

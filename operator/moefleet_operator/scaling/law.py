@@ -110,7 +110,7 @@ def need(state: State, sample: Sample, calibration: Calibration, lead_s: float, 
         # Nobody ever called: a known zero. (What waits without ever having arrived cannot be.)
         return Need(Terms(lead_s=lead_s), None, None)
     cold_share = min(sample.supply.cold_caches / max(sample.supply.ready, 1), 1.0)
-    mix = _cold(measured, state.warm_hit, cold_share)
+    mix = _attended(_cold(measured, state.warm_hit, cold_share), sample.context_tokens)
     cap = capacity(fitted, mix, sample.policy.tpot_s * TPOT_SHARE)
     if cap.requests_per_s <= 0:
         return Need(Terms(lead_s=lead_s, bound=cap.bound, mean_input_tokens=mix.input_tokens), mix, cap)
@@ -253,6 +253,14 @@ def _cold(measured: Mix, warm_hit: float | None, cold_share: float) -> Mix:
         return measured
     counted = warm_hit * (1.0 - cold_share) * measured.input_tokens
     return replace(measured, cached_tokens=min(measured.cached_tokens, counted))
+
+
+def _attended(mix: Mix, context_tokens: float | None) -> Mix:
+    """Long answers are the ones that run: where lengths vary much, the mean context is a multiple of what mean lengths say (two for
+    reasoning), and capacity by the means is a fifth too high. Measured contexts lag behind a mix that grows, so they only add."""
+    if context_tokens is None or context_tokens <= mix.decode_context_tokens:
+        return mix
+    return replace(mix, context_tokens=context_tokens)
 
 
 def _attended_tokens(state: State) -> float:

@@ -121,6 +121,8 @@ class Sample:
     steps: StepTotals | None = None
     # Measured over predicted time of the newest steps; None: none were made, or too few to say.
     step_time_ratio: float | None = None
+    # Mean context in which replicas made their tokens of late; None: too few were made.
+    context_tokens: float | None = None
     # None: nobody measures what requests get; headroom is then what was learnt from arrivals alone.
     attained: Attained | None = None
 

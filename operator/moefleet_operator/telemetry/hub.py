@@ -144,6 +144,7 @@ class TelemetryHub:
             load=self._replicas.fleet_load(fleet, now),
             steps=steps,
             step_time_ratio=step_time_ratio,
+            context_tokens=self._replicas.context_tokens(fleet),
             attained=attained(ttft, tpot, ttft_limit_s=policy.ttft_s, tpot_limit_s=policy.tpot_s),
         )
 

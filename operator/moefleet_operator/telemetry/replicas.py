@@ -160,6 +160,11 @@ class ReplicaBook:
         total = fleet.watch.totals
         return (total if total.count > 0 else None), fleet.watch.ratio
 
+    def context_tokens(self, key: Key) -> float | None:
+        """Mean context in which replicas made their tokens of late, as of the last call of `steps`; None: too few were made."""
+        fleet = self._fleets.get(key)
+        return fleet.watch.context_tokens if fleet else None
+
     def starts_s(self, key: Key) -> dict[str, float]:
         """Seconds from the start of the process to Serving, by pod uid, for those that got there."""
         return {

@@ -11,7 +11,7 @@ from moefleet_operator.core.effects import CreatePod, Effect, Exit, Relist, Wake
 from moefleet_operator.core.events import EffectDone, Event, Key, Ok, Outcome, Stop, Tick, Transient
 from moefleet_operator.handlers.inbox import Inbox
 from moefleet_operator.handlers.loop import CoreLoop
-from moefleet_operator.kube.clock import SystemClock
+from moefleet_operator.kube.clock import ServerClock
 from moefleet_operator.metrics import Metrics
 
 COMMON: dict[str, Any] = {"reason": "Why", "message": "m", "not_after": float("inf")}
@@ -71,7 +71,7 @@ def loop_of(
             runner=runner,
             relist=relist or nothing_listed,
             inbox=inbox,
-            clock=SystemClock(),
+            clock=ServerClock(),
             metrics=metrics or Metrics(),
         ),
         inbox,
@@ -138,7 +138,7 @@ async def test_a_list_is_asked_for_beside_all_lanes_and_ends_with_its_time(
 
     def react(event: Event) -> Sequence[Effect]:
         if isinstance(event, Tick):
-            end = SystemClock().now() + (30.0 if listed else 0.05)
+            end = ServerClock().now() + (30.0 if listed else 0.05)
             what = Relist(id=7, object=Key("ops", "op-1"), reason="Relist", message="m", not_after=end)
             return [*(create(n) for n in range(1, 7)), what]
         if isinstance(event, EffectDone) and event.effect_id == 7:
@@ -155,7 +155,7 @@ async def test_it_wakes_when_the_core_asked_for_it_and_only_then() -> None:
     def react(event: Event) -> Sequence[Effect]:
         ticks = sum(isinstance(e, Tick) for e in brain.heard)
         wake = [
-            WakeAt(id=5, object=Key("", ""), at=SystemClock().now() + later, **COMMON)
+            WakeAt(id=5, object=Key("", ""), at=ServerClock().now() + later, **COMMON)
             for later in (3600.0, 0.0)
         ]
         return [EXIT] if ticks == 2 else wake
