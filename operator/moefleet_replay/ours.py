@@ -140,6 +140,7 @@ class Ours:
             ),
             steps=steps if steps.count > 0 else None,
             step_time_ratio=watch.ratio,
+            context_tokens=watch.context_tokens,
             attained=Attained(t[Signal.COMPLETED], t[Signal.COMPLETED_IN_OBJECTIVE]),
         )
 

@@ -9,6 +9,7 @@ another kernel), and what was before is forgotten at once.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
@@ -35,6 +36,10 @@ MIN_RATIO_STEPS = 20.0
 DOUBT_HALF_LIFE_S = 30.0
 # ... and a change is only noticed when it was seen for so long.
 DOUBT_LEAST_S = 20.0
+# Contexts are a mean in which a second counts 1/e of what the one so much later counts: as long as the law's mean of lengths.
+CONTEXT_FADE_S = 300.0
+# Fewer sequences of steps say nothing of their contexts.
+MIN_CONTEXT_SEQUENCES = 1000.0
 
 _counts: Callable[[StepTotals], tuple[float, ...]] = attrgetter(*(f.name for f in fields(StepTotals)))
 
@@ -56,13 +61,21 @@ class StepWatch:
     ratio: float | None = None
     # All kinds together, for `fit_step_model`.
     totals: StepTotals = field(default_factory=StepTotals)
+    # Tokens of context and sequences of the steps of late, doubted or not: contexts are counted, not timed.
+    kv_tokens: float = 0.0
+    sequences: float = 0.0
+
+    @property
+    def context_tokens(self) -> float | None:
+        """Mean context in which a token was made, E[O*(I+O/2)]/E[O] in steady state; None: too few were."""
+        return self.kv_tokens / self.sequences if self.sequences >= MIN_CONTEXT_SEQUENCES else None
 
 
 def fed(watch: StepWatch, reports: Iterable[StepTotals], prior: StepModel, now: float) -> StepWatch:
     """With the newest reports, each the sums of one replica (or of like ones) since the report before."""
     new = [r for r in reports if r.count > 0 and r.time_s >= r.count * LEAST_STEP_S]
     if not new:
-        return replace(watch, at_s=now, ratio=None)
+        return replace(watch, at_s=now, ratio=None, **_contexts(watch, (), now))
     model = fit_step_model(watch.totals, prior)
     # A calibration that was never checked is a guess, and nothing is an outlier to a guess.
     gated = watch.totals.count >= MIN_STEPS
@@ -82,15 +95,18 @@ def fed(watch: StepWatch, reports: Iterable[StepTotals], prior: StepModel, now: 
         seen_s, sums = kinds[kind]
         kinds[kind] = (now, _scaled(sums, 0.5 ** (max(now - seen_s, 0.0) / HALF_LIFE_S)) + report)
     counted = sum(report.count for report in new)
+    contexts = _contexts(watch, new, now)
     ratio = measured_s / predicted_s if predicted_s > 0 and counted >= MIN_RATIO_STEPS else None
     since_s = (watch.doubted_since_s or now) if doubted.count > believed else 0.0
     if since_s and now - since_s >= DOUBT_LEAST_S and doubted.count >= MIN_STEPS:
         fresh = list(StepWatch().kinds)
         fresh[kind_of(doubted)] = (now, doubted)
-        return StepWatch(at_s=now, kinds=tuple(fresh), changed_at_s=now, ratio=ratio, totals=doubted)
+        return StepWatch(
+            at_s=now, kinds=tuple(fresh), changed_at_s=now, ratio=ratio, totals=doubted, **contexts
+        )
     return StepWatch(
-        now, tuple(kinds), doubted, believed, since_s, watch.changed_at_s, ratio, _together(kinds)
-    )  # fmt: skip
+        now, tuple(kinds), doubted, believed, since_s, watch.changed_at_s, ratio, _together(kinds), **contexts
+    )
 
 
 def predicted_time_s(model: StepModel, sums: StepTotals) -> float:
@@ -110,6 +126,14 @@ def kind_of(sums: StepTotals) -> int:
     """Which bucket, by the mean step."""
     prefill = bisect_right(PREFILL_EDGES, sums.prefill_tokens / sums.count)
     return prefill * (len(SEQUENCE_EDGES) + 1) + bisect_right(SEQUENCE_EDGES, sums.sequences / sums.count)
+
+
+def _contexts(watch: StepWatch, reports: Iterable[StepTotals], now: float) -> dict[str, float]:
+    fade = math.exp(-max(now - watch.at_s, 0.0) / CONTEXT_FADE_S)
+    return {
+        "kv_tokens": watch.kv_tokens * fade + sum(report.kv_tokens for report in reports),
+        "sequences": watch.sequences * fade + sum(report.sequences for report in reports),
+    }
 
 
 def _together(kinds: Iterable[tuple[float, StepTotals]]) -> StepTotals:

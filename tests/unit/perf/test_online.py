@@ -1,5 +1,6 @@
 """Which reports of steps are believed: outliers are not, another engine is within a minute, and rare loads are not outvoted."""
 
+import math
 import random
 from dataclasses import fields, replace
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moefleet_perf import StepModel, StepTotals, StepWatch, fed, fit_step_model, load_calibration
+from moefleet_perf.online import CONTEXT_FADE_S
 
 PRIOR = load_calibration("deepseek-v2-8xh800-aic").step
 SLOWER = StepModel(*(1.5 * x for x in (PRIOR.a_s, PRIOR.b_s, PRIOR.c_s, PRIOR.d_s)))
@@ -89,3 +91,19 @@ def test_whatever_is_reported_sums_stay_finite_and_never_negative(reports):
         assert all(0 <= getattr(watch.totals, f.name) < float("inf") for f in fields(StepTotals))
         found = fit_step_model(watch.totals, PRIOR)
         assert min(found.a_s, found.b_s, found.c_s, found.d_s) >= 0
+
+
+def test_contexts_are_a_mean_of_about_five_minutes_and_paused_steps_count():
+    def steps(sequences, context):
+        return StepTotals(count=100, time_s=100 * 0.03, sequences=sequences, kv_tokens=sequences * context)
+
+    watch = fed(StepWatch(at_s=1.0), [steps(999, 1500.0)], PRIOR, 6.0)
+    assert watch.context_tokens is None
+    watch = fed(watch, [steps(9001, 1500.0)], PRIOR, 11.0)
+    assert watch.context_tokens == pytest.approx(1500.0)
+    # As many again one fade later: of the old ones a share of 1/e is left; steps that took ten times as long are no outliers in this.
+    later = fed(watch, [replace(steps(10_000, 4500.0), time_s=30.0)], PRIOR, 11.0 + CONTEXT_FADE_S)
+    kept = (9001 + 999 * math.exp(-5 / CONTEXT_FADE_S)) / 10_000 * math.exp(-1)
+    assert later.context_tokens == pytest.approx((1500 * kept + 4500) / (kept + 1))
+    # A night without steps forgets them.
+    assert fed(watch, [], PRIOR, 11.0 + 3600).context_tokens is None

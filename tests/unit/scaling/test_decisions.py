@@ -166,6 +166,26 @@ def test_work_is_counted_not_requests_so_that_longer_answers_add_replicas_at_the
     assert decision.terms.capacity_rps == pytest.approx(0.9 / 0.55)
 
 
+@pytest.mark.parametrize(
+    ("context_tokens", "carries_rps"),
+    [
+        # What mean lengths say: 100 + 100 / 2. Decode takes 100 * (1 ms + 10 us * context) a request, prefill 50 ms.
+        (None, 0.9 / 0.30),
+        (150.0, 0.9 / 0.30),
+        # Half of the answers have 1 token and the other half 199: the long ones are those that run.
+        (200.0, 0.9 / 0.35),
+        # Measured contexts are those of the mix that was: a mix that grows is not believed to be cheaper for it.
+        (50.0, 0.9 / 0.30),
+    ],
+)
+def test_long_answers_are_the_ones_that_run_so_contexts_are_measured(context_tokens, carries_rps):
+    step = StepModel(a_s=0.0085, b_s=0.0005, c_s=0.001, d_s=1e-5)
+    fleet = Fleet(policy=replace(POLICY, calibration=replace(CALIBRATION, step=step)))
+    decision = fleet.run(300, 3, tokens=(100, 100), context_tokens=context_tokens)
+    assert decision.terms.capacity_rps == pytest.approx(carries_rps)
+    assert decision.terms.forecast == pytest.approx(3 / carries_rps)
+
+
 def test_pending_replicas_are_supply_so_a_steady_wish_is_not_repeated():
     fleet = Fleet(start_s=200.0, cold_starts_s=(200.0,) * 5)
     fleet.run(300, 3.6)

@@ -55,6 +55,7 @@ def ticks(draw):
             "load": Load(
                 draw(st.integers(0, 30)), *draw(st.tuples(*[st.integers(0, 10**7)] * 5)), draw(st.integers(0, 10**8))
             ),
+            "context_tokens": draw(st.sampled_from([None, 0.0, 3000.0, 1e7])),
             "steps": draw(st.sampled_from([None, StepTotals(1000, 20.0, 5e5, 1e5, 1e8, 1e4, 2e3, 2e6, 1e9, 6e7, 6e10, 1.5e7, 1.5e10, 2e13)])),
         },
     }  # fmt: skip

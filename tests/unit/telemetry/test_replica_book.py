@@ -105,6 +105,16 @@ def test_steps_of_late_weigh_more():
     assert report(3, 200, 11.0, NOW + 2 * HALF_LIFE_S) == (later, None)
 
 
+def test_contexts_are_those_of_the_steps_of_all_replicas():
+    made = book(target("a"), target("b"))
+    assert made.context_tokens(CHAT) is None
+    for uid, context in (("a", 1000), ("b", 2000)):
+        sums = pb.StepSums(count=100, time_s=1.0, sequences=5000, kv_tokens=5000 * context)
+        made.put(uid, load(uid, 1, steps=sums), NOW)
+    made.steps(CHAT, PRIOR, NOW)
+    assert made.context_tokens(CHAT) == pytest.approx(1500)
+
+
 def test_another_revision_with_other_steps_is_believed_within_a_minute():
     made = book(target("old"), target("new"))
     for i in range(1, 20):
