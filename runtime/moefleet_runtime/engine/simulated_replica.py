@@ -46,8 +46,12 @@ class _Running:
     # Where its tokens come from, and which of them is the end-of-text token (0: none).
     seed: int
     end_at: int
-    # Tokens of the answer, those of another replica included.
+    # Tokens of the answer, those of another replica included: how many there are, the number of the first one made here, and of the
+    # last one at most.
     produced: int
+    first: int
+    last: int
+    stops: frozenset[int]
 
 
 class SimulatedReplica:
@@ -191,7 +195,11 @@ class SimulatedReplica:
         seed = _seed(request)
         end_at = 0 if request.ignore_eos else _end_at(seed, self._mean_output_tokens)
         made = len(request.generated)
-        self._running[request.request_id] = _Running(request, cached, hashes, seed, end_at, made)
+        self._running[request.request_id] = _Running(
+            *(request, cached, hashes, seed, end_at, made, made + 1),
+            last=request.max_tokens,
+            stops=request.stop_token_ids,
+        )
         self._prompt_tokens += len(request.prompt)
         self._cached_tokens += cached
 
@@ -207,26 +215,29 @@ class SimulatedReplica:
             sequences=step.sequences,
             kv=step.kv_tokens,
         )
+        # Once a token, of which a rehearsed pod makes tens of thousands a second: everything is looked up outside.
         words = self.vocabulary_size - FIRST_WORD
+        running_by_id, aborts, tokens = self._running, self._aborts, out.tokens
+        made = 0
         for request_id in step.tokens:
-            running = self._running.get(request_id)
-            if running is None or request_id in self._aborts:
+            running = running_by_id.get(request_id)
+            if running is None or request_id in aborts:
                 continue
-            request = running.request
-            running.produced += 1
-            produced = running.produced
-            if produced == len(request.generated) + 1:
-                self._prefixes.publish(running.hashes, request)
+            made += 1
+            running.produced = produced = running.produced + 1
+            if produced == running.first:
+                self._prefixes.publish(running.hashes, running.request)
                 out.cached[request_id] = running.cached_tokens
-            token = END if produced == running.end_at else FIRST_WORD + _mix(running.seed, produced) % words
-            out.tokens.setdefault(request_id, []).append(token)
-            self.output_tokens_total += 1
-            stops = produced == running.end_at or token in request.stop_token_ids
-            if stops or produced >= request.max_tokens:
+            stops = produced == running.end_at
+            token = END if stops else FIRST_WORD + _mix(running.seed, produced) % words
+            tokens[request_id] = (*tokens[request_id], token) if request_id in tokens else (token,)
+            if stops or produced >= running.last or token in running.stops:
+                stops = stops or token in running.stops
                 out.end(request_id, Finish.STOP if stops else Finish.LENGTH)
-                del self._running[request_id]
+                del running_by_id[request_id]
                 # It may have hoped for more: frees what was kept for that.
                 self._replica.cancel(request_id)
+        self.output_tokens_total += made
 
     def _fail_step(self, step: perf.Step, out: _Collected) -> None:
         """Fails whom the step would have given a token; a step of nothing but prompt fails the oldest without one."""
@@ -252,19 +263,20 @@ class _Collected:
     __slots__ = ("cached", "ends", "tokens")
 
     def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
+        self.tokens: dict[str, tuple[int, ...]] = {}
         self.cached: dict[str, int] = {}
         self.ends: dict[str, tuple[Finish, str]] = {}
 
     def end(self, request_id: str, finish: Finish, error: str = "") -> None:
-        self.tokens.setdefault(request_id, [])
+        self.tokens.setdefault(request_id, ())
         self.ends[request_id] = (finish, error)
 
     def deltas(self) -> list[TokenDelta]:
         cached, ends = self.cached, self.ends
-        going_on: tuple[Finish | None, str] = (None, "")
         return [
-            TokenDelta(request_id, tuple(tokens), cached.get(request_id, 0), *ends.get(request_id, going_on))
+            TokenDelta(request_id, tokens, cached.get(request_id, 0), *ends.get(request_id, ()))
+            if request_id in cached or request_id in ends
+            else TokenDelta(request_id, tokens)
             for request_id, tokens in self.tokens.items()
         ]
 
