@@ -12,7 +12,7 @@ import math
 import os
 from array import array
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import moefleet_perf as perf
@@ -52,6 +52,8 @@ class _Running:
     first: int
     last: int
     stops: frozenset[int]
+    # Its next tokens, the next one last.
+    ahead: list[int] = field(default_factory=list)
 
 
 class SimulatedReplica:
@@ -229,7 +231,11 @@ class SimulatedReplica:
                 self._prefixes.publish(running.hashes, running.request)
                 out.cached[request_id] = running.cached_tokens
             stops = produced == running.end_at
-            token = END if stops else FIRST_WORD + _mix(running.seed, produced) % words
+            if not running.ahead:
+                running.ahead = [FIRST_WORD + x % words for x in _mixed(running.seed, produced)]
+            token = running.ahead.pop()
+            if stops:
+                token = END
             tokens[request_id] = (*tokens[request_id], token) if request_id in tokens else (token,)
             if stops or produced >= running.last or token in running.stops:
                 stops = stops or token in running.stops
@@ -350,6 +356,22 @@ def _mix(seed: int, index: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
+
+
+# As many numbers at once as lanes of 128 bits: a product of two numbers of 64 bits never leaves its lane.
+_AT_ONCE: Final = 32
+_ONES: Final = sum(1 << 128 * lane for lane in range(_AT_ONCE))
+_LOW: Final = _MASK * _ONES
+_STEPS: Final = sum((lane * 0x9E3779B97F4A7C15 & _MASK) << 128 * lane for lane in range(_AT_ONCE))
+
+
+def _mixed(seed: int, index: int) -> list[int]:
+    """`_mix` of this index and those after it, the last one first: a quarter of the time for each."""
+    x = ((seed + index * 0x9E3779B97F4A7C15 & _MASK) * _ONES + _STEPS) & _LOW
+    x = (((x ^ (x >> 30)) & _LOW) * 0xBF58476D1CE4E5B9) & _LOW
+    x = (((x ^ (x >> 27)) & _LOW) * 0x94D049BB133111EB) & _LOW
+    x = (x ^ (x >> 31)) & _LOW
+    return array("Q", x.to_bytes(16 * _AT_ONCE, "little"))[-2::-2].tolist()
 
 
 def _end_at(seed: int, mean_output_tokens: int) -> int:

@@ -9,8 +9,17 @@ from zlib import crc32
 
 import moefleet_perf as perf
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from moefleet_runtime.engine.base import EngineFull, EngineRequest, Finish, RequestInvalid, TokenDelta
-from moefleet_runtime.engine.simulated_replica import BLOCK_TOKENS, STALL_S, SimulatedReplica, block_hashes
+from moefleet_runtime.engine.simulated_replica import (
+    BLOCK_TOKENS,
+    STALL_S,
+    SimulatedReplica,
+    _mix,
+    _mixed,
+    block_hashes,
+)
 
 NODE = perf.load_calibration("deepseek-v2-8xh800")
 SMALL = perf.with_limits(NODE, max_sequences=4, max_batch_tokens=64, kv_max_tokens=10_000)
@@ -393,3 +402,19 @@ def test_stopping_ends_everybody() -> None:
     ended = engine.end_all()
     assert {d.request_id for d in ended} == {*map(str, range(6)), "last"}
     assert {d.finish for d in ended} == {Finish.CANCELLED}
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, 1 << 24))
+def test_numbers_made_at_once_are_those_made_one_by_one(seed: int, index: int) -> None:
+    assert _mixed(seed, index)[::-1] == [_mix(seed, index + i) for i in range(32)]
+
+
+def test_a_request_gives_these_tokens_in_every_version() -> None:
+    """Another replica, maybe a newer one, goes on with what this one began."""
+    replica = simulated()
+    replica.submit(request(prompt=(300, 301, 302), max_tokens=70, ignore_eos=True), (), 0.0)
+    made: list[int] = []
+    while (due_s := replica.due_s()) is not None:
+        made += [token for delta in replica.catch_up(due_s) for token in delta.tokens]
+    assert (made[:4], made[30:35]) == ([6510, 34465, 100214, 88276], [32686, 13836, 14775, 23598, 12146])
+    assert (len(made), made[-1]) == (70, 1057)
