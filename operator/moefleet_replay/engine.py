@@ -96,11 +96,12 @@ class CompiledEngine:
         self.ring = np.zeros((0, ring), np.int32)
         self.recent = np.zeros((0, k.RECENT_SLOTS, 2))
         self.widen(rows)
-        self.clocks = np.zeros((0, 2))
+        self.clocks = np.zeros((0, k.CLOCK_COLUMNS))
         self.slots = np.zeros((0, k.SLOT_COLUMNS), np.int32)
         self.gate = np.zeros(5, np.int64)
         self.gate[k.G_FREE] = -1
-        self.lengths = np.tile(np.array([k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT]), (k.CLASSES, 1))
+        self.lengths = np.zeros((k.CLASSES, k.LENGTH_COLUMNS))
+        self.lengths[:, k.C_MEAN], self.lengths[:, k.C_WEIGHT] = k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT
         self.minutes = np.zeros((duration_s // 60 + 2, 2), np.int64)
         self.ttft_bins, self.tpot_bins = np.zeros(k.BINS, np.int64), np.zeros(k.BINS, np.int64)
         self.ttft_minutes = np.zeros((len(self.minutes), k.BINS // k.COARSE), np.int32)
@@ -133,11 +134,14 @@ class CompiledEngine:
         kernel.clear(row, self.real, self.whole)
 
     def kill(self, row: int) -> None:
-        kernel.kill(row, self.real, self.whole, self.ring, self.slots, self.gate, self.totals)
+        kernel.kill(
+            row, self.real, self.whole, self.ring, self.slots, self.gate, self.lengths, self.totals
+        )
 
     def pump(self, now: int) -> None:
         kernel.pump(
-            float(now), self.real, self.whole, self.slots, self.gate, self.totals, self.warm_s, self._rows_used
+            float(now), self.real, self.whole, self.clocks, self.slots, self.gate, self.lengths, self.totals, self.warm_s,
+            self._rows_used,
         )  # fmt: skip
 
     def advance(self, start: int, end: int, arrivals: Arrivals, rows: Floats) -> int:
@@ -193,6 +197,6 @@ class CompiledEngine:
         slots[size:, k.T_NEXT] = np.arange(size + 1, size + added + 1)
         slots[-1, k.T_NEXT] = int(self.gate[k.G_FREE])
         self.gate[k.G_FREE] = size
-        clocks = np.zeros((size + added, 2))
+        clocks = np.zeros((size + added, k.CLOCK_COLUMNS))
         clocks[:size] = self.clocks
         self.slots, self.clocks = slots, clocks

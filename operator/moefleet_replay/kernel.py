@@ -18,7 +18,7 @@ from moefleet_replay import layout as k
 
 # Of layout.py. numba keeps compiled code until this very file changes, and the numbers of layout are inside that code: who changes
 # them writes the new one here (a test says which), or old machines go on with old numbers.
-LAYOUT_SHA256: Final = "91f17cf1b8915209314331bc25eaf6d4392ffd1f69c5847f98e43597950bf245"
+LAYOUT_SHA256: Final = "0f770c62c8da5f33d735859619c0622a9c35acc2bb67c2bd734edaf7a0256334"
 
 
 @nb.njit(cache=True)
@@ -35,6 +35,40 @@ def _class(tokens):  # type: ignore[no-untyped-def]
         tokens >>= 1
         kind += 1
     return kind
+
+
+@nb.njit(cache=True)
+def _count(kind, now, lengths):  # type: ignore[no-untyped-def]
+    """Time that answers of this class ran since it was last counted."""
+    lengths[kind, k.C_BUSY_S] += lengths[kind, k.C_RUNNING] * max(now - lengths[kind, k.C_AT], 0.0)
+    lengths[kind, k.C_AT] = now
+
+
+@nb.njit(cache=True)
+def _expected(kind, now, lengths):  # type: ignore[no-untyped-def]
+    """Answer of a request of this class, as moefleet_gateway.picking.lengths has it (without its quantile for the first 200)."""
+    _count(kind, now, lengths)
+    guess = lengths[kind, k.C_MEAN]
+    if lengths[kind, k.C_ENDED] > 0.0 and lengths[kind, k.C_LASTED_S] > 0.0:
+        found = lengths[kind, k.C_BUSY_S] / lengths[kind, k.C_ENDED] / lengths[kind, k.C_LASTED_S]
+        if found >= k.LEAST_CORRECTION:
+            guess *= min(found, k.MOST_CORRECTION)
+    return max(int(guess + 0.5), 1)
+
+
+@nb.njit(cache=True)
+def _learn(kind, output, picked, now, lengths):  # type: ignore[no-untyped-def]
+    """An answer ended."""
+    _count(kind, now, lengths)
+    lengths[kind, k.C_RUNNING] -= 1.0
+    lengths[kind, k.C_WEIGHT] = min(lengths[kind, k.C_WEIGHT] + 1.0, k.MEMORY)
+    lengths[kind, k.C_MEAN] += (output - lengths[kind, k.C_MEAN]) / lengths[kind, k.C_WEIGHT]
+    lengths[kind, k.C_LASTED_WEIGHT] = min(lengths[kind, k.C_LASTED_WEIGHT] + 1.0, k.MEMORY)
+    lasted_s = now - picked
+    lengths[kind, k.C_LASTED_S] += (lasted_s - lengths[kind, k.C_LASTED_S]) / lengths[kind, k.C_LASTED_WEIGHT]
+    kept = 1.0 - 1.0 / k.MEMORY
+    lengths[kind, k.C_BUSY_S] *= kept
+    lengths[kind, k.C_ENDED] = lengths[kind, k.C_ENDED] * kept + 1.0
 
 
 @nb.njit(cache=True)
@@ -177,8 +211,12 @@ def begin(r, now, real, whole, ring, slots, totals, model, limits, row):  # type
 
 
 @nb.njit(cache=True)
-def submit(r, slot, now, real, whole, slots, warm_s):  # type: ignore[no-untyped-def]
+def submit(r, slot, now, real, whole, clocks, slots, lengths, warm_s):  # type: ignore[no-untyped-def]
     """Request `slot` joins the queue of replica `r`. A cold cache knows nothing; after `warm_s` it knows what the trace says."""
+    clocks[slot, k.A_PICKED] = now
+    kind = _class(slots[slot, k.T_INPUT])
+    _count(kind, now, lengths)
+    lengths[kind, k.C_RUNNING] += 1.0
     cached = slots[slot, k.T_CACHED]
     if cached > 0:
         warm = 1.0 if warm_s <= 0.0 else min(1.0, (now - real[r, k.F_READY_AT]) / warm_s)
@@ -263,7 +301,7 @@ def advance(  # type: ignore[no-untyped-def]
                 gate[k.G_FREE] = slots[slot, k.T_NEXT]
                 gate[k.G_USED] += 1
                 prompt = inp[i]
-                predicted = max(int(lengths[_class(prompt), 0] + 0.5), 1)
+                predicted = _expected(_class(prompt), ta, lengths)
                 clocks[slot, k.A_ARRIVED] = ta
                 slots[slot, k.T_INPUT] = prompt
                 slots[slot, k.T_OUTPUT] = out[i]
@@ -289,7 +327,7 @@ def advance(  # type: ignore[no-untyped-def]
                 if best < 0:
                     hold(slot, slots, gate, totals)
                 else:
-                    submit(best, slot, ta, real, whole, slots, warm_s)
+                    submit(best, slot, ta, real, whole, clocks, slots, lengths, warm_s)
                     scores[best] = score(best, real, whole)
                     ends[best] = real[best, k.F_END]
                     if ends[best] < next_end or (ends[best] == next_end and best < next_r):
@@ -440,9 +478,7 @@ def advance(  # type: ignore[no-untyped-def]
                                 totals[k.X_OK] += 1.0
                                 row[14] += 1.0
                                 minutes[int(arrived / k.MINUTE_S), 1] += 1
-                            kind = _class(prompt)
-                            lengths[kind, 1] = min(lengths[kind, 1] + 1.0, k.MEMORY)
-                            lengths[kind, 0] += (output - lengths[kind, 0]) / lengths[kind, 1]
+                            _learn(_class(prompt), output, clocks[slot, k.A_PICKED], now, lengths)
                             if keep:
                                 times[slots[slot, k.T_ID], 0] = first
                                 times[slots[slot, k.T_ID], 1] = now
@@ -454,7 +490,7 @@ def advance(  # type: ignore[no-untyped-def]
             if gate[k.G_COUNT] > 0 and whole[r, k.I_OPEN] == 1:
                 # All others are full, or nothing would wait.
                 while gate[k.G_COUNT] > 0 and whole[r, k.I_WAITING] < k.QUEUE_AHEAD:
-                    submit(r, _next_held(slots, gate, totals), now, real, whole, slots, warm_s)
+                    submit(r, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s)
             ends[r] = real[r, k.F_END]
             scores[r] = score(r, real, whole)
             next_end = np.inf
@@ -478,7 +514,7 @@ def advance(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def pump(now, real, whole, slots, gate, totals, warm_s, replicas):  # type: ignore[no-untyped-def]
+def pump(now, real, whole, clocks, slots, gate, lengths, totals, warm_s, replicas):  # type: ignore[no-untyped-def]
     """What waits in the gateway goes to whoever has room, least work first: after a replica became ready or died."""
     while gate[k.G_COUNT] > 0:
         best = -1
@@ -490,11 +526,11 @@ def pump(now, real, whole, slots, gate, totals, warm_s, replicas):  # type: igno
                 best = q
         if best < 0:
             return
-        submit(best, _next_held(slots, gate, totals), now, real, whole, slots, warm_s)
+        submit(best, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s)
 
 
 @nb.njit(cache=True)
-def kill(r, real, whole, ring, slots, gate, totals):  # type: ignore[no-untyped-def]
+def kill(r, real, whole, ring, slots, gate, lengths, totals):  # type: ignore[no-untyped-def]
     """Replica `r` dies: its requests begin again in the gateway, at the end of its queue in the order in which they came.
 
     They keep the arrival that they had; tokens that were sent are not sent again, so the first one of the new try counts."""
@@ -519,6 +555,7 @@ def kill(r, real, whole, ring, slots, gate, totals):  # type: ignore[no-untyped-
         slot = found[j]
         slots[slot, k.T_MORE] = 0
         slots[slot, k.T_PRODUCED] = 0
+        lengths[_class(slots[slot, k.T_INPUT]), k.C_RUNNING] -= 1.0
         hold(slot, slots, gate, totals)
     totals[k.X_RETRIES] += count
     clear(r, real, whole)

@@ -15,6 +15,13 @@ CLASSES: Final = 32
 PRIOR_OUTPUT_TOKENS: Final = 256.0
 MEMORY: Final = 200.0
 PRIOR_WEIGHT: Final = 4.0
+# Answers that run are longer than those that end when a mix turns longer: the gateway's correction counts from the one to the other.
+LEAST_CORRECTION: Final = 1.25
+MOST_CORRECTION: Final = 4.0
+# Per class, float64 `lengths`: mean answer of those that ended and its weight; running, time that all of the class were running
+# and the number that ended (both fade with each that ends), when that was last counted; mean time from pick to end and its weight.
+LENGTH_COLUMNS: Final = 8
+C_MEAN, C_WEIGHT, C_RUNNING, C_BUSY_S, C_ENDED, C_AT, C_LASTED_S, C_LASTED_WEIGHT = range(8)
 # As the gateway's picker: an output token weighs as two of the prompt, and a replica with so many waiting gets none.
 DECODE_WEIGHT: Final = 2.0
 QUEUE_AHEAD: Final = 32
@@ -46,8 +53,9 @@ I_OPEN, I_ALIVE, I_RUNS, I_STEP, I_DECODING, I_WAITING, I_PREFILLING, I_DONE = r
 I_WAIT_HEAD, I_WAIT_TAIL, I_FILL_HEAD, I_FILL_TAIL, I_YOUNGEST = range(8, 13)
 # int64 `gate`: the gateway's queue, and the list of free slots.
 G_HEAD, G_TAIL, G_COUNT, G_FREE, G_USED = range(5)
-# Per request slot, float64 `clocks`: arrival and first token.
-A_ARRIVED, A_FIRST = range(2)
+# Per request slot, float64 `clocks`: arrival, first token, and when a replica was picked.
+CLOCK_COLUMNS: Final = 3
+A_ARRIVED, A_FIRST, A_PICKED = range(3)
 # Per request slot, int32 `slots`, a cache line each: prompt, answer, prompt left, predicted answer, answer left beyond the ring,
 # next slot of whatever list it is in, prompt tokens that a warm cache has, those that this replica had, place in the order of
 # arrival, step of its bucket, tokens made before it was preempted, neighbours in the order of admission.

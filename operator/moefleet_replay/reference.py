@@ -29,6 +29,45 @@ class _Request:
     cached_tokens: int
     predicted_tokens: int
     first_s: float | None = None
+    picked_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Class:
+    """Answers of one class of prompts, as the gateway learns them."""
+
+    mean: float = k.PRIOR_OUTPUT_TOKENS
+    weight: float = k.PRIOR_WEIGHT
+    running: int = 0
+    busy_s: float = 0.0
+    ended: float = 0.0
+    at_s: float = 0.0
+    lasted_s: float = 0.0
+    lasted_weight: float = 0.0
+
+    def count(self, now: float) -> None:
+        self.busy_s += self.running * max(now - self.at_s, 0.0)
+        self.at_s = now
+
+    def expected(self, now: float) -> int:
+        self.count(now)
+        guess = self.mean
+        if self.ended > 0 and self.lasted_s > 0:
+            found = self.busy_s / self.ended / self.lasted_s
+            if found >= k.LEAST_CORRECTION:
+                guess *= min(found, k.MOST_CORRECTION)
+        return max(int(guess + 0.5), 1)
+
+    def learn(self, output: int, lasted_s: float, now: float) -> None:
+        self.count(now)
+        self.running -= 1
+        self.weight = min(self.weight + 1.0, k.MEMORY)
+        self.mean += (output - self.mean) / self.weight
+        self.lasted_weight = min(self.lasted_weight + 1.0, k.MEMORY)
+        self.lasted_s += (lasted_s - self.lasted_s) / self.lasted_weight
+        kept = 1.0 - 1.0 / k.MEMORY
+        self.busy_s *= kept
+        self.ended = self.ended * kept + 1.0
 
 
 @dataclass(slots=True)
@@ -69,7 +108,7 @@ class ReferenceEngine:
         self.calibration: Calibration = setup.calibration
         self.rows: dict[int, _Row] = {}
         self.queue: deque[_Request] = deque()
-        self.lengths = [(k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT)] * k.CLASSES
+        self.lengths = [_Class() for _ in range(k.CLASSES)]
         self.totals: Floats = np.zeros(k.TOTALS)
         self.sums: Floats = np.zeros(14)
         self.minutes: Counts = np.zeros((duration_s // 60 + 2, 2), np.int64)
@@ -99,6 +138,7 @@ class ReferenceEngine:
         dead = self.rows.pop(row)
         for request in sorted(dead.held.values(), key=lambda r: r.number):
             request.first_s = None
+            self.lengths[_class(request.input_tokens)].running -= 1
             self._hold(request)
         self.totals[k.X_RETRIES] += len(dead.held)
 
@@ -161,7 +201,7 @@ class ReferenceEngine:
         return self._steps - steps_before
 
     def _arrive(self, at_s: float, prompt: int, output: int, cached: int, signals: Floats) -> None:
-        predicted = max(int(self.lengths[_class(prompt)][0] + 0.5), 1)
+        predicted = self.lengths[_class(prompt)].expected(at_s)
         number = int(self.totals[k.X_REQUESTS])
         self.totals[k.X_REQUESTS] += 1
         self.minutes[int(at_s / k.MINUTE_S), 0] += 1
@@ -249,9 +289,7 @@ class ReferenceEngine:
             self.totals[k.X_OK] += 1
             signals[Signal.COMPLETED_IN_OBJECTIVE] += 1
             self.minutes[int(request.at_s / k.MINUTE_S), 1] += 1
-        mean, weight = self.lengths[_class(request.input_tokens)]
-        weight = min(weight + 1.0, k.MEMORY)
-        self.lengths[_class(request.input_tokens)] = mean + (request.output_tokens - mean) / weight, weight
+        self.lengths[_class(request.input_tokens)].learn(request.output_tokens, now - request.picked_s, now)
         self.times[request.number] = request.first_s, now
 
     def _state(self, signals: Floats) -> None:
@@ -286,6 +324,10 @@ class ReferenceEngine:
     def _submit(self, row: _Row, request: _Request, now: float) -> None:
         warm = 1.0 if self.setup.warm_s <= 0 else min(1.0, (now - row.warm_from_s) / self.setup.warm_s)
         cached = min(int(request.cached_tokens * warm), request.input_tokens - 1)
+        request.picked_s = now
+        of_class = self.lengths[_class(request.input_tokens)]
+        of_class.count(now)
+        of_class.running += 1
         name = str(request.number)
         row.replica.submit(Arrival(name, now, request.input_tokens, request.output_tokens, cached))
         row.held[name] = request
