@@ -134,9 +134,7 @@ class CompiledEngine:
         kernel.clear(row, self.real, self.whole)
 
     def kill(self, row: int) -> None:
-        kernel.kill(
-            row, self.real, self.whole, self.ring, self.slots, self.gate, self.lengths, self.totals
-        )
+        kernel.kill(row, self.real, self.whole, self.ring, self.slots, self.gate, self.lengths, self.totals)
 
     def pump(self, now: int) -> None:
         kernel.pump(

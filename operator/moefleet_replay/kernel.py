@@ -490,7 +490,9 @@ def advance(  # type: ignore[no-untyped-def]
             if gate[k.G_COUNT] > 0 and whole[r, k.I_OPEN] == 1:
                 # All others are full, or nothing would wait.
                 while gate[k.G_COUNT] > 0 and whole[r, k.I_WAITING] < k.QUEUE_AHEAD:
-                    submit(r, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s)
+                    submit(
+                        r, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s
+                    )
             ends[r] = real[r, k.F_END]
             scores[r] = score(r, real, whole)
             next_end = np.inf

@@ -75,7 +75,8 @@ def fed(watch: StepWatch, reports: Iterable[StepTotals], prior: StepModel, now: 
     """With the newest reports, each the sums of one replica (or of like ones) since the report before."""
     new = [r for r in reports if r.count > 0 and r.time_s >= r.count * LEAST_STEP_S]
     if not new:
-        return replace(watch, at_s=now, ratio=None, **_contexts(watch, (), now))
+        kv_tokens, sequences = _contexts(watch, (), now)
+        return replace(watch, at_s=now, ratio=None, kv_tokens=kv_tokens, sequences=sequences)
     model = fit_step_model(watch.totals, prior)
     # A calibration that was never checked is a guess, and nothing is an outlier to a guess.
     gated = watch.totals.count >= MIN_STEPS
@@ -102,10 +103,16 @@ def fed(watch: StepWatch, reports: Iterable[StepTotals], prior: StepModel, now: 
         fresh = list(StepWatch().kinds)
         fresh[kind_of(doubted)] = (now, doubted)
         return StepWatch(
-            at_s=now, kinds=tuple(fresh), changed_at_s=now, ratio=ratio, totals=doubted, **contexts
+            now,
+            tuple(fresh),
+            changed_at_s=now,
+            ratio=ratio,
+            totals=doubted,
+            kv_tokens=contexts[0],
+            sequences=contexts[1],
         )
     return StepWatch(
-        now, tuple(kinds), doubted, believed, since_s, watch.changed_at_s, ratio, _together(kinds), **contexts
+        now, tuple(kinds), doubted, believed, since_s, watch.changed_at_s, ratio, _together(kinds), *contexts
     )
 
 
@@ -128,12 +135,13 @@ def kind_of(sums: StepTotals) -> int:
     return prefill * (len(SEQUENCE_EDGES) + 1) + bisect_right(SEQUENCE_EDGES, sums.sequences / sums.count)
 
 
-def _contexts(watch: StepWatch, reports: Iterable[StepTotals], now: float) -> dict[str, float]:
+def _contexts(watch: StepWatch, reports: Iterable[StepTotals], now: float) -> tuple[float, float]:
+    """Tokens of context and sequences, those of before faded."""
     fade = math.exp(-max(now - watch.at_s, 0.0) / CONTEXT_FADE_S)
-    return {
-        "kv_tokens": watch.kv_tokens * fade + sum(report.kv_tokens for report in reports),
-        "sequences": watch.sequences * fade + sum(report.sequences for report in reports),
-    }
+    kv_tokens, sequences = watch.kv_tokens * fade, watch.sequences * fade
+    for report in reports:
+        kv_tokens, sequences = kv_tokens + report.kv_tokens, sequences + report.sequences
+    return kv_tokens, sequences
 
 
 def _together(kinds: Iterable[tuple[float, StepTotals]]) -> StepTotals:
