@@ -1,9 +1,11 @@
-"""Envoy's external processor: one stream a request, asked for headers and body, never for the answer."""
+"""Envoy's external processor: one stream a request, asked once with headers and body, never for the answer."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
+from functools import lru_cache
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -14,6 +16,7 @@ from moefleet_gateway.aborts import Aborts
 from moefleet_gateway.errors import immediate
 from moefleet_gateway.gateway import Gateway
 from moefleet_gateway.picking.core import Pick, Ticket
+from moefleet_gateway.picking.facts import Target
 from moefleet_gateway.picking.models import ModelTable
 from moefleet_gateway.picking.refusals import Refusal, bad_request, starting
 from moefleet_gateway.requests import Read, read
@@ -27,7 +30,8 @@ STREAM_GRACE_S = 5.0
 DEADLINE_MARGIN_S = 5.0
 # For the first lists and load streams of a picker that has just begun; it takes a second.
 KNOW_WAIT_S = 20.0
-_GO_ON = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
+# Picks of one fleet look much alike: to the same replicas in the same order, within the same number of seconds.
+ANSWERS_MAX = 4096
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -82,13 +86,12 @@ class _Process:
                 }
                 if request.request_headers.end_of_stream:
                     self._answer(bad_request("message", "the request has no message"))
-                else:
-                    self._stream.send(_GO_ON)
             case "request_body":
+                # All of it: a filter of Envoy waits for the end before we are asked (bootstrap.py).
+                body = request.request_body.body
                 # A held request may wait for minutes: of headers and body nothing is needed any more.
                 headers, self._headers = self._headers, {}
                 self._grpc_timeout = headers.get("grpc-timeout", "")
-                body = request.request_body.body
                 asked = self._read(headers, body)
                 if (
                     not self._picker.gateway.synced
@@ -152,34 +155,42 @@ class _Process:
         if isinstance(answer, Refusal) and self._picker.refused is not None and self._inside_id:
             self._picker.refused(self._inside_id, answer)
         if isinstance(answer, Refusal):
-            out = immediate(answer)
+            out = immediate(answer).SerializeToString()
         else:
             out = routed(answer, self._grpc_timeout, self._more)
-        self._stream.end(out.SerializeToString())
+        self._stream.end(out)
 
 
-def routed(pick: Pick, grpc_timeout: str, more: tuple[tuple[str, str], ...] = ()) -> Any:
-    """The headers that take the request to its replicas in order."""
-    common = pb.CommonResponse(clear_route_cache=True)
-    add = common.header_mutation.set_headers.add
-    pairs = [
-        (names.CLUSTER, pick.fleet.key),
-        (names.DESTINATION, ",".join(t.address for t in pick.targets)),
-        (names.POD_UIDS, ",".join(t.uid for t in pick.targets)),
-        (names.MODEL, pick.fleet.model),
-        *more,
-    ]
+def routed(pick: Pick, grpc_timeout: str, more: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """The answer to Envoy that takes the request to its replicas in order."""
     # Envoy counts the header from the arrival, so the time held is added.
     limit_s = pick.fleet.limits.stream_duration_s + STREAM_GRACE_S + pick.held_s
     asked_s = timeout_s(grpc_timeout)
     allowed_s = limit_s if asked_s is None else min(limit_s, asked_s + DEADLINE_MARGIN_S)
-    # At most 8 digits.
-    pairs.append(("grpc-timeout", f"{min(int(allowed_s * 1000), 99_999_999)}m"))
+    return _sent_on(pick.fleet.key, pick.fleet.model, pick.targets, math.ceil(allowed_s), more)
+
+
+@lru_cache(maxsize=ANSWERS_MAX)
+def _sent_on(
+    cluster: str, model: str, targets: tuple[Target, ...], allowed_s: int, more: tuple[tuple[str, str], ...]
+) -> bytes:
+    common = pb.CommonResponse(clear_route_cache=True)
+    add = common.header_mutation.set_headers.add
+    pairs = [
+        (names.CLUSTER, cluster),
+        (names.DESTINATION, ",".join(t.address for t in targets)),
+        (names.POD_UIDS, ",".join(t.uid for t in targets)),
+        (names.MODEL, model),
+        *more,
+        # At most 8 digits.
+        ("grpc-timeout", f"{min(allowed_s * 1000, 99_999_999)}m"),
+    ]
     for name, value in pairs:
         option = add()
         option.header.key, option.header.raw_value = name, value.encode()
         option.append_action = _OVERWRITE
-    return pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+    out = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+    return bytes(out.SerializeToString())
 
 
 def timeout_s(text: str) -> float | None:

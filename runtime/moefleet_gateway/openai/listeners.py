@@ -151,6 +151,7 @@ def _strip() -> dict[str, Any]:
     }
 
 
+_UNASKED = {EXT_PROC: WITHOUT_PICKING[EXT_PROC]}
 # What SMG tells of itself and of the addresses behind it.
 _OF_SMG = ("x-smg-parser", "x-smg-routed-worker-id")
 _NO_SUCH_PATH = error_json(
@@ -181,7 +182,7 @@ def _routes() -> list[dict[str, Any]]:
     models = {
         "match": {"path": MODELS, "headers": [method("GET")]},
         "route": to_smg,
-        "typed_per_filter_config": WITHOUT_PICKING,
+        "typed_per_filter_config": _UNASKED,
     }
     other = {
         "match": {"prefix": "/"},
@@ -192,7 +193,7 @@ def _routes() -> list[dict[str, Any]]:
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         ],
-        "typed_per_filter_config": WITHOUT_PICKING,
+        "typed_per_filter_config": _UNASKED,
     }
     return [*asked, models, other]
 

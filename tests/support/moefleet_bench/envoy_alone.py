@@ -7,13 +7,13 @@ from typing import Any
 
 from google.protobuf import json_format
 from moefleet_gateway.ads import assignment, cluster
-from moefleet_gateway.bootstrap import EXT_PROC
+from moefleet_gateway.bootstrap import BUFFER, EXT_PROC
 
 CLUSTER = "alone"
 
 
 def envoy_alone(gateway: dict[str, Any], port: int, admin: str, replicas: tuple[str, ...]) -> dict[str, Any]:
-    """From the configuration that the picker wrote. Out: ext_proc, access log, discovery, and words about them. In: a static cluster."""
+    """From the configuration that the picker wrote. Out: ext_proc and the buffer before it, access log, discovery, and words about them. In: a static cluster."""
     out = copy.deepcopy(gateway)
     del out["dynamic_resources"]
     out["admin"]["address"]["pipe"]["path"] = admin
@@ -21,7 +21,7 @@ def envoy_alone(gateway: dict[str, Any], port: int, admin: str, replicas: tuple[
     (listener,) = out["static_resources"]["listeners"]
     listener["address"]["socket_address"]["port_value"] = port
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    manager["http_filters"] = [f for f in manager["http_filters"] if f["name"] != EXT_PROC]
+    manager["http_filters"] = [f for f in manager["http_filters"] if f["name"] not in (BUFFER, EXT_PROC)]
     del manager["access_log"]
     # What Envoy says when the picker is away.
     del manager["local_reply_config"]

@@ -120,6 +120,9 @@ async def _alone(rig: Rig, folder: Path, addresses: Sequence[str]) -> AsyncItera
         *("--disable-hot-restart", "--log-level", "warning"),
         stdout=log,
         stderr=log,
+        # As the rig starts the other one. Linux shares processors out among sessions first (autogroup): in that of the clients
+        # and replicas this Envoy would wait for them, and take more messages at once.
+        start_new_session=True,
     )
     try:
         async with asyncio.timeout(_PATIENCE_S):

@@ -112,6 +112,7 @@ def test_envoy_alone_is_the_gateways_envoy_without_picker_and_discovery() -> Non
     text = json.dumps(alone)
     for word in (
         "filters.http.ext_proc",
+        "filters.http.buffer",
         "access_loggers",
         "dynamic_resources",
         "override_host",

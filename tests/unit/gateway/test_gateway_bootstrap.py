@@ -9,6 +9,7 @@ import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2  # noqa: F401
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2  # noqa: F401
+from envoy.extensions.filters.http.buffer.v3 import buffer_pb2  # noqa: F401
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2  # noqa: F401
 from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
@@ -17,7 +18,7 @@ from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2  # n
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
 from google.protobuf import json_format
 from moefleet_gateway import methods
-from moefleet_gateway.bootstrap import PING_JITTER, bootstrap, replica_keepalive
+from moefleet_gateway.bootstrap import BUFFER, EXT_PROC, PING_JITTER, bootstrap, replica_keepalive
 from moefleet_gateway.settings import MESSAGE_MAX_BYTES, load
 
 GOLDEN = Path(__file__).parents[2] / "golden/gateway/envoy.json"
@@ -51,9 +52,21 @@ def test_what_a_held_request_needs() -> None:
     made = bootstrap(load({"MOEFLEET_HOLD_MAX_S": "60"}))
     listener = made["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    assert manager["http_filters"][0]["typed_config"]["message_timeout"] == "65s"
+    filters = {entry["name"]: entry["typed_config"] for entry in manager["http_filters"]}
+    assert filters[EXT_PROC]["message_timeout"] == "65s"
     assert listener["per_connection_buffer_limit_bytes"] > MESSAGE_MAX_BYTES
     assert manager["http2_protocol_options"]["initial_stream_window_size"] > MESSAGE_MAX_BYTES
+
+
+def test_the_picker_is_asked_once_with_headers_and_all_of_the_body() -> None:
+    manager = bootstrap(load({}))["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    names = [entry["name"] for entry in manager["typed_config"]["http_filters"]]
+    assert names.index(BUFFER) < names.index(EXT_PROC)
+    # Streams of the picker's own methods have no end that could be waited for.
+    for route in routes():
+        asked = route["match"].get("path") in methods.TO_REPLICA
+        disabled = set(route.get("typed_per_filter_config", {}))
+        assert disabled == (set() if asked else {BUFFER, EXT_PROC}), route["match"]
 
 
 @pytest.mark.parametrize("silence_s", [4, 8, 300])

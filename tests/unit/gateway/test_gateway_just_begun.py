@@ -25,7 +25,7 @@ class Answers:
         self.last: Any = None
 
     def send(self, message: bytes) -> None:
-        assert not pb.ProcessingResponse.FromString(message).HasField("immediate_response")
+        raise AssertionError("headers and body have one answer, and it is the last")
 
     def end(self, message: bytes) -> None:
         self.last = pb.ProcessingResponse.FromString(message)
@@ -66,7 +66,7 @@ async def test_a_request_waits_until_the_fleets_are_known_and_is_then_sent_on() 
     assert answers.last is None
     learn(gateway)
     await settle()
-    headers = answers.last.request_body.response.header_mutation.set_headers
+    headers = answers.last.request_headers.response.header_mutation.set_headers
     sent = {h.header.key: h.header.raw_value.decode() for h in headers}
     assert sent["x-gateway-destination-endpoint"] == "1.2.3.4:1"
 
