@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from moefleet.inference.v1 import inference_pb2 as pb
 from moefleet_runtime.garbage import THRESHOLDS, settle
+from moefleet_runtime_rig.answering import AnsweringReplica, Call, Ended
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +43,29 @@ def test_cycles_that_serving_makes_are_found_before_they_are_many() -> None:
     for _ in range(2 * THRESHOLDS[0]):
         alive.append(weakref.ref(Loaded()))
     assert sum(ref() is not None for ref in alive) < THRESHOLDS[0]
+
+
+@pytest.mark.parametrize("ids", [[1, 2], []], ids=["answered", "refused"])
+def test_a_request_leaves_no_cycle_of_ours(ids: list[int]) -> None:
+    """grpc.aio leaves one for each call, its headers in it; with more of them memory would grow from one look to the next."""
+    replica = AnsweringReplica()
+    request = pb.GenerateRequest(
+        model="m", token_ids=pb.TokenIds(ids=ids), stopping=pb.Stopping(max_tokens=3, stop=["xyz"])
+    )
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            with suppress(Ended):
+                await replica.inference.Generate(request, Call())
+
+    async def left() -> int:
+        await ask(3)
+        gc.collect()
+        gc.disable()
+        try:
+            await ask(20)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert asyncio.run(left()) == 0
