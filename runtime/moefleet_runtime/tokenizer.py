@@ -63,7 +63,7 @@ class IncrementalDecoder:
     """Text of an answer piece by piece, from a function that decodes a whole list.
 
     A token's text can depend on the one before (spaces), so each piece is the difference of two decodes that begin at the
-    same earlier token. Two decodes a message, whatever the number of tokens in it.
+    same earlier token. Two decodes a message and one for the first, whatever the number of tokens in it.
     """
 
     __slots__ = ("_decode", "_done", "_tokens")
@@ -82,8 +82,10 @@ class IncrementalDecoder:
         return self._emit(last=True)
 
     def _emit(self, *, last: bool) -> str:
-        context = self._decode(self._tokens[: self._done])
         end = len(self._tokens)
+        if end == self._done:
+            return ""
+        context = self._decode(self._tokens[: self._done]) if self._done else ""
         whole = self._decode(self._tokens)
         if not last and whole.endswith(REPLACEMENT):
             end, whole = self._last_character(whole)

@@ -1,6 +1,8 @@
 """What the server adds to the first token, and what is left of the Torch engine's tokens/s behind gRPC.
 
 The engine that is asked directly runs in a process of its own with one thread, as the replica's does; the two are asked in turns.
+First tokens are asked for by the clients of `streams/`: a client in Python spends about as long on a request as the server does, and what
+it spends is not added by the server. How long it takes through one stands beside, and how long a bare grpc.aio loop takes to answer at all.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from moefleet_runtime_rig.process import ReplicaProcess
 from rich.console import Console
 
 from .report import Bench, Row, ratio_of_pairs
+from .server import bare_loop
+from .streams import Shape, build, load, write_bodies
 
 CHECKPOINT = Path(__file__).parents[1] / "models" / "tiny-deepseek-v2"
 BLOCKS = 1024
-# First tokens: one request at a time.
-PROMPT_TOKENS, FIRSTS = 32, 150
+# First tokens: one request at a time, some in a row from each side.
+PROMPT_TOKENS, FIRSTS, IN_A_ROW = 32, 150, 10
 # Tokens/s: so many streams at once, several rounds.
 STREAMS, ANSWER_TOKENS, ROUNDS = 32, 96, 5
 
@@ -42,15 +46,28 @@ async def measure(console: Console) -> list[Row]:
         args = {"blocks": BLOCKS, "threads": 1}
         async with (
             replica(Path(name), engine="Torch", args=args, model=model) as pod,
+            bare_loop(1, 1) as (bare_at, _),
             _Alone() as alone,
         ):
+            binary = await build(Path(name))
             direct_ms: list[float] = []
             served_ms: list[float] = []
-            for _ in range(FIRSTS):
-                direct_ms.append((await alone.ask([prompt(next(numbers), PROMPT_TOKENS)], 1))["first_ms"])
-                served_ms.append(await _first_ms(pod, prompt(next(numbers), PROMPT_TOKENS)))
+            python_ms: list[float] = []
+            bare_ms: list[float] = []
+            for _ in range(FIRSTS // IN_A_ROW):
+                prompts = [prompt(next(numbers), PROMPT_TOKENS) for _ in range(3 * IN_A_ROW + 1)]
+                direct, python, served = (prompts[i * IN_A_ROW :] for i in range(3))
+                direct_ms += [(await alone.ask([tokens], 1))["first_ms"] for tokens in direct[:IN_A_ROW]]
+                served_ms += await _firsts_ms(binary, pod.grpc_at, Path(name) / "bodies", served)
+                python_ms += [await _first_ms(pod, tokens) for tokens in python[:IN_A_ROW]]
+                bare_ms += await _firsts_ms(binary, bare_at, Path(name) / "bodies", served)
             added_ms = median(served_ms) - median(direct_ms)
-            console.print(f"first token: {median(served_ms):.2f} ms served, {median(direct_ms):.2f} ms directly", highlight=False)  # fmt: skip
+            added_python_ms = median(python_ms) - median(direct_ms)
+            console.print(
+                f"first token: {median(served_ms):.2f} ms served, {median(direct_ms):.2f} ms directly;"
+                f" {median(python_ms):.2f} ms through a Python client; {median(bare_ms):.2f} ms from a bare grpc.aio loop",
+                highlight=False,
+            )
             direct: list[float] = []
             served: list[float] = []
             for _ in range(ROUNDS):
@@ -64,7 +81,8 @@ async def measure(console: Console) -> list[Row]:
             "server_first_token_ms",
             added_ms,
             "ms added by the server",
-            against=f"{median(direct_ms):.2f} ms from the Torch engine directly, {PROMPT_TOKENS} prompt tokens, medians of {FIRSTS}",
+            against=f"{median(direct_ms):.2f} ms from the Torch engine directly, {PROMPT_TOKENS} prompt tokens, medians of {FIRSTS};"
+            f" {added_python_ms:.2f} ms more through a Python client; a bare grpc.aio loop answers in {median(bare_ms):.2f} ms",
             wanted="at most 2",
         ),
         Row(
@@ -84,6 +102,13 @@ def _request(tokens: list[int], answer: int) -> pb.GenerateRequest:
         token_ids=pb.TokenIds(ids=tokens),
         stopping=pb.Stopping(max_tokens=answer, ignore_eos=True),
     )
+
+
+async def _firsts_ms(binary: Path, address: str, file: Path, prompts: list[list[int]]) -> list[float]:
+    """One after the other on one connection; the first one, which makes it, does not count."""
+    bodies = write_bodies(file, [_request(tokens, 1) for tokens in prompts])
+    window = await load(binary, (address,), bodies, Shape(1, 0, 0.0, requests=len(prompts)))
+    return list(window.firsts_ms[1:])
 
 
 async def _first_ms(pod: ReplicaProcess, tokens: list[int]) -> float:

@@ -11,6 +11,7 @@ from moefleet_runtime.tokenizer import (
     FIRST_BYTE,
     FIRST_WORD,
     MAX_PENDING_TOKENS,
+    IncrementalDecoder,
     SyllableTokenizer,
     load_tokenizer,
 )
@@ -63,6 +64,21 @@ def test_every_made_word_has_one_token_and_every_token_one_word(token: int) -> N
     assert word[0] == " "
     assert word[1:].isalpha()
     assert BUILT_IN.encode(word)[1:] == [token]
+
+
+def test_a_first_token_is_decoded_once_and_an_end_without_tokens_not_at_all() -> None:
+    decoded: list[list[int]] = []
+
+    def decode(ids: list[int]) -> str:
+        decoded.append(list(ids))
+        return "".join(f" {each}" for each in ids)
+
+    decoder = IncrementalDecoder(decode)
+    assert decoder.push([7]) == " 7"
+    assert decoder.finish() == ""
+    assert decoded == [[7]]
+    assert decoder.push([8]) == " 8"
+    assert decoded == [[7], [7], [7, 8]]
 
 
 def test_the_file_adds_its_begin_token_as_transformers_does() -> None:
