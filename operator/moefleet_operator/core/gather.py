@@ -59,7 +59,7 @@ class Gatherer:
                 pod,
                 loads.get(pod.uid),
                 self._node(pod, now) if nodes_seen else None,
-                memory.drains_for_s(pod, now),
+                memory.drain_seen(pod, now),
             )
             for pod in store.pods_of(key, record.uid)
         ]

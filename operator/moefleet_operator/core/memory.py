@@ -5,7 +5,7 @@ from __future__ import annotations
 from moefleet_operator.api import MoEFleet
 from moefleet_operator.planning.canary import watched
 from moefleet_operator.planning.facts import PodFacts
-from moefleet_operator.planning.observed import Capacity, Observed
+from moefleet_operator.planning.observed import Capacity, DrainSeen, Observed
 from moefleet_operator.planning.revisions import Watch
 from moefleet_operator.planning.steps import AnyStep, CallResume, CreateReplica
 from moefleet_operator.rendering.pod import RenderedPod
@@ -59,7 +59,7 @@ class Memory:
         self._doubts: dict[Key, dict[str, float]] = {}
         # Replicas whose node has had too few GPUs since when: nobody but us has seen when it began.
         self.short_since: dict[str, float] = {}
-        # Replicas that were seen before they drained, and since when they drain.
+        # Replicas that were seen before they drained, and since when any is known to drain.
         self._undrained: set[str] = set()
         self._draining_since: dict[str, float] = {}
 
@@ -133,15 +133,14 @@ class Memory:
             self._refused.pop(key, None)
             self.backoff.succeeded((key, CREATE))
 
-    def drains_for_s(self, pod: PodFacts, now: float) -> float | None:
-        """None: it does not drain, or did when this process first saw it."""
+    def drain_seen(self, pod: PodFacts, now: float) -> DrainSeen | None:
+        """None: it does not drain."""
         if not pod.draining:
             self._undrained.add(pod.uid)
             self._draining_since.pop(pod.uid, None)
             return None
-        if pod.uid not in self._undrained:
-            return None
-        return now - self._draining_since.setdefault(pod.uid, now)
+        seconds = now - self._draining_since.setdefault(pod.uid, now)
+        return DrainSeen(seconds, whole=pod.uid in self._undrained)
 
     def collide(self, key: Key, name: str, now: float) -> None:
         self._collisions.setdefault(key, {})[name] = now + COLLISION_S

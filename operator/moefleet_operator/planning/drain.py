@@ -72,9 +72,10 @@ def road(observed: Observed, replica: Replica, now: float) -> Leg:
     if drain.at > now + CLOCK_SLACK_S:
         # The clock was set back: by it the drain would last until the old time has come again.
         return Leg((begin(replica, drain.reason, drain.message),))
-    if replica.drains_for_s is not None:
-        # We have seen it begin, and time that goes by cannot be set.
-        deadline = max(deadline, now + observed.fleet.drain_timeout_s - replica.drains_for_s)
+    seen = replica.drain_seen
+    if seen is not None and (seen.whole or _was_never_told(replica)):
+        # Time that goes by cannot be set.
+        deadline = max(deadline, now + observed.fleet.drain_timeout_s - seen.seconds)
     deadline = max(deadline, _streams_end(observed, replica, drain.at, now))
     if now >= deadline:
         left = _left(observed, replica)
@@ -158,6 +159,12 @@ def address_of(replica: Replica) -> str | None:
     if not ip:
         return None
     return f"[{ip}]:{names.PORT_CONTROL}" if ":" in ip else f"{ip}:{names.PORT_CONTROL}"
+
+
+def _was_never_told(replica: Replica) -> bool:
+    """Whoever marked it ended before he told it, a moment later: if the mark is old, then by a clock that was wrong. One that
+    refuses to drain says the same, so it is believed for one drainTimeout."""
+    return replica.load is not None and replica.load.state == "SERVING"
 
 
 def _streams_end(observed: Observed, replica: Replica, began_at: float, now: float) -> float:

@@ -79,13 +79,21 @@ def fleet_of(resource: MoEFleet, status: Json) -> Fleet:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainSeen:
+    """How much of a drain this process has seen, by a clock that nobody can set."""
+
+    seconds: float
+    # From its beginning on; otherwise it may have lasted for longer.
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     pod: PodFacts
     load: ReplicaLoad | None
     # None: it has none yet, or nodes cannot be seen here.
     node: NodeSeen | None = None
-    # By a clock that nobody can set, since this process has seen its drain begin; None: it has not.
-    drains_for_s: float | None = None
+    drain_seen: DrainSeen | None = None
 
     @property
     def name(self) -> str:

@@ -136,6 +136,9 @@ async def _cycle(scenario: Scenario, site: Site, say: Say) -> tuple[float | None
     at: list[float] = []
     for step in scenario.steps:
         await asyncio.sleep(step.after_s)
+        if step is scenario.steps[-1] and scenario.until.restarted and scenario.recovery_from == "last":
+            # What an earlier step made begin again is no recovery from this one.
+            before = await asyncio.to_thread(look, site.kube, site.release, FLEET, scenario.until)
         say(f"{scenario.name}: {step.do} {_brief(step)}")
         at.append(time.monotonic())
         try:

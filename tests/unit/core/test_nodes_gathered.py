@@ -13,7 +13,7 @@ from moefleet_operator.core.memory import Memory
 from moefleet_operator.core.reports import Reports
 from moefleet_operator.core.settings import CoreSettings
 from moefleet_operator.core.store import Store
-from moefleet_operator.planning.observed import Observed
+from moefleet_operator.planning.observed import DrainSeen, Observed
 from moefleet_testing.builders import draining, ready
 
 GPU = "nvidia.com/gpu"
@@ -135,10 +135,12 @@ def test_a_node_that_is_not_known_is_no_trouble() -> None:
 def test_how_long_a_replica_drains_is_counted_from_when_it_was_seen_to_begin() -> None:
     memory = Memory(random.Random(1))
     serves, drains = ready(0).pod, draining(0).pod
-    assert memory.drains_for_s(drains, 5.0) is None, "it drained before this process saw it"
-    assert memory.drains_for_s(serves, 10.0) is None
-    assert [memory.drains_for_s(drains, now) for now in (20.0, 50.0)] == [0.0, 30.0]
-    assert memory.drains_for_s(serves, 60.0) is None, "it came back"
-    assert memory.drains_for_s(drains, 70.0) == 0.0
+    early = [memory.drain_seen(drains, now) for now in (2.0, 5.0)]
+    assert early == [DrainSeen(0.0, whole=False), DrainSeen(3.0, whole=False)], "it drained before"
+    assert memory.drain_seen(serves, 10.0) is None
+    found = [memory.drain_seen(drains, now) for now in (20.0, 50.0)]
+    assert found == [DrainSeen(0.0, whole=True), DrainSeen(30.0, whole=True)]
+    assert memory.drain_seen(serves, 60.0) is None, "it came back"
+    assert memory.drain_seen(drains, 70.0) == DrainSeen(0.0, whole=True)
     memory.forget(set(), 80.0)
-    assert memory.drains_for_s(drains, 90.0) is None, "it is gone"
+    assert memory.drain_seen(drains, 90.0) == DrainSeen(0.0, whole=False), "it is gone"

@@ -26,7 +26,7 @@ from moefleet_operator.planning.nodes import (
     shortage,
     trouble,
 )
-from moefleet_operator.planning.observed import Capacity, Observed, Replica
+from moefleet_operator.planning.observed import Capacity, DrainSeen, Observed, Replica
 from moefleet_operator.planning.plan import plan
 from moefleet_operator.planning.reported import ReplicaLoad
 from moefleet_operator.planning.steps import CreateReplica, DeleteReplica, MarkConditions, Plan
@@ -308,9 +308,11 @@ def aged(replica: Replica, oldest_s: float) -> Replica:
     ("story", "replica", "expected"),
     [
         ("an hour forward in a drain of 15 minutes: the replica's own clock says 10 s", aged(draining(1, for_s=3600), 10.0), []),
-        ("and of one that we have seen begin to drain a minute ago, whatever it says (seed 738)", replace(aged(draining(1, state="SERVING", for_s=3600), 10.0), drains_for_s=60.0), ["CallDrain 1"]),
-        ("also when it is not heard", replace(draining(1, for_s=3600), load=None, drains_for_s=60.0), ["CallDrain 1"]),
-        ("but not longer than it may", replace(draining(1, for_s=3600, active=1), drains_for_s=901.0), ["delete 1"]),
+        ("and of one that we have seen begin to drain a minute ago, whatever it says (seed 738)", replace(aged(draining(1, state="SERVING", for_s=3600), 10.0), drain_seen=DrainSeen(60.0, whole=True)), ["CallDrain 1"]),
+        ("also when it is not heard", replace(draining(1, for_s=3600), load=None, drain_seen=DrainSeen(60.0, whole=True)), ["CallDrain 1"]),
+        ("but not longer than it may", replace(draining(1, for_s=3600, active=1), drain_seen=DrainSeen(901.0, whole=True)), ["delete 1"]),
+        ("marked by one whose clock was half an hour behind and who ended before he told it (seed 2873)", replace(draining(1, state="SERVING", for_s=1719, active=9), drain_seen=DrainSeen(0.5, whole=False)), ["CallDrain 1"]),
+        ("one that refuses to drain is believed for one drainTimeout", replace(draining(1, state="SERVING", for_s=1719, active=9), drain_seen=DrainSeen(901.0, whole=False)), ["delete 1"]),
         ("its stream has really had its time", aged(draining(1, for_s=3600), 3590.0), ["delete 1"]),
         ("nothing is known of its stream", draining(1, for_s=3600, active=1), ["delete 1"]),
         ("it is not heard", replace(draining(1, for_s=3600), load=None), ["delete 1"]),
