@@ -68,6 +68,26 @@ async def test_killing_the_picker_cuts_no_stream_and_a_new_one_goes_on(rig: Rig)
     assert replica.cancelled == 0
 
 
+async def test_a_picker_that_hangs_is_not_waited_for_longer_than_a_hold_and_then_it_goes_on() -> None:
+    rig = Rig(MOEFLEET_HOLD_MAX_S="1")
+    try:
+        rig.world.fleet()
+        await rig.start()
+        await rig.replica("a")
+        await rig.registered("a")
+        assert len(await rig.generate(rig.stub())) == 3
+        assert rig.picker is not None
+        rig.picker.send_signal(signal.SIGSTOP)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.generate(rig.stub(), timeout=60)
+        failure = failure_of(caught.value.code(), caught.value.details(), caught.value.trailing_metadata())
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "PICKER_AWAY"), failure
+        rig.picker.send_signal(signal.SIGCONT)
+        assert len(await rig.generate(rig.stub())) == 3
+    finally:
+        await rig.close()
+
+
 async def test_killing_envoy_ends_its_streams_with_a_status_and_a_new_one_goes_on(rig: Rig) -> None:
     rig.world.fleet()
     await rig.start()
