@@ -141,6 +141,8 @@ class _World:
             served=ServedTotals(
                 self.demand.arrivals, self.demand.prompt_tokens, 0.0, self.demand.output_tokens
             ),
+            # Above 600 + 200 / 2: the law takes what was measured.
+            context_tokens=900.0,
         )
 
 
