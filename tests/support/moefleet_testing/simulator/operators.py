@@ -103,6 +103,7 @@ class OperatorProcess:
         self.weather = Weather()
         # The process stands still until then (a stopped virtual machine); what arrives waits.
         self.frozen_until = 0.0
+        self._waiting: list[Event] = []
         # Its wall clock is wrong by so much.
         self.clock_error_s = 0.0
         # Ends before its n-th effect from now; 0: does not.
@@ -153,12 +154,25 @@ class OperatorProcess:
             return
         now = self.world.now
         if now < self.frozen_until:
-            self.world.after(self.frozen_until - now, lambda: self.feed(event))
+            if not self._waiting:
+                self.world.after(self.frozen_until - now, self._thaw)
+            self._waiting.append(event)
             return
+        if self._waiting:
+            # It was let go before its time; what came first is seen first.
+            self._thaw()
         for effect in self.core.on(event, now, self.world.wall + self.clock_error_s):
             self._carry_out(effect)
         if self.core.errors:
             self.world.broken("the core raises nothing", repr(self.core.errors))
+
+    def _thaw(self) -> None:
+        if self._waiting and self.world.now < self.frozen_until:
+            self.world.after(self.frozen_until - self.world.now, self._thaw)
+            return
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            self.feed(event)
 
     def replica_changed(self, replica: Replica) -> None:
         if self.world.now >= self.weather.telemetry_until:
