@@ -215,9 +215,13 @@ async def test_the_server_dying_takes_the_engine_host_with_it(tmp_path: Path) ->
 
 async def test_orphans_of_the_pod_are_reaped(tmp_path: Path) -> None:
     """A child that the server did not start, as PID 1 has many."""
-    async with replica(tmp_path, before="sleep 3 &") as served:
+    # It ends when told to, and by itself if nobody does: how long a start takes on a busy machine is nobody's to say.
+    go = tmp_path / "go"
+    before = f'for _ in $(seq 600); do [ -e "{go}" ] && break; sleep 0.1; done &'
+    async with replica(tmp_path, before=before) as served:
         host = served.host_pid()
         (other,) = set(served.children()) - {host}
+        go.touch()
         # A zombie would stay in /proc for ever.
         await gone(other)
         assert served.children() == [host]
