@@ -83,6 +83,8 @@ class Gateway:
         for request_id, replica in running.items():
             replica.cancel(request_id)
         self.held.clear()
+        # What it has told a moment ago may still be acted upon.
+        self.known_at |= {uid: self.world.now for uid, e in self.endpoints.items() if e.registered}
         self.endpoints.clear()
         self.api.hooks.remove(self._hook)
         self.api.remove("GatewayPod", Key(GATEWAY_NAMESPACE, self.name))
