@@ -98,9 +98,9 @@ class CompiledEngine:
         self.widen(rows)
         self.clocks = np.zeros((0, k.CLOCK_COLUMNS))
         self.slots = np.zeros((0, k.SLOT_COLUMNS), np.int32)
-        self.gate = np.zeros(5, np.int64)
-        self.gate[k.G_FREE] = -1
-        self.lengths = np.zeros((k.CLASSES, k.LENGTH_COLUMNS))
+        self.gate = np.zeros(k.GATE_COLUMNS, np.int64)
+        self.gate[k.G_FREE], self.gate[k.G_TOLD] = -1, setup.max_tokens_told
+        self.lengths = np.zeros((k.CLASSES * k.LIMIT_CLASSES, k.LENGTH_COLUMNS))
         self.lengths[:, k.C_MEAN], self.lengths[:, k.C_WEIGHT] = k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT
         self.minutes = np.zeros((duration_s // 60 + 2, 2), np.int64)
         self.ttft_bins, self.tpot_bins = np.zeros(k.BINS, np.int64), np.zeros(k.BINS, np.int64)

@@ -45,3 +45,6 @@ class FleetSetup:
     restarts: tuple[int, ...] = ()
     # Admit by what is there now and preempt the youngest, instead of guaranteed no eviction.
     preempting: bool = False
+    # Clients ask for exactly as many tokens as come (max_tokens), as load generators do; production traffic asks for some limit that
+    # says little, and then the gateway knows only what answers to such prompts were.
+    max_tokens_told: bool = False

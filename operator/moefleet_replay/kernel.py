@@ -18,7 +18,7 @@ from moefleet_replay import layout as k
 
 # Of layout.py. numba keeps compiled code until this very file changes, and the numbers of layout are inside that code: who changes
 # them writes the new one here (a test says which), or old machines go on with old numbers.
-LAYOUT_SHA256: Final = "0f770c62c8da5f33d735859619c0622a9c35acc2bb67c2bd734edaf7a0256334"
+LAYOUT_SHA256: Final = "cfeff4cdb5a50955cbda12e40172f3408df168937e7c6a0302c232cdc768ec49"
 
 
 @nb.njit(cache=True)
@@ -35,6 +35,13 @@ def _class(tokens):  # type: ignore[no-untyped-def]
         tokens >>= 1
         kind += 1
     return kind
+
+
+@nb.njit(cache=True)
+def _kind(prompt, output, gate):  # type: ignore[no-untyped-def]
+    """Row of `lengths` of such a request."""
+    kind = _class(prompt) * k.LIMIT_CLASSES
+    return kind + 1 + _class(output) if gate[k.G_TOLD] != 0 else kind
 
 
 @nb.njit(cache=True)
@@ -211,10 +218,10 @@ def begin(r, now, real, whole, ring, slots, totals, model, limits, row):  # type
 
 
 @nb.njit(cache=True)
-def submit(r, slot, now, real, whole, clocks, slots, lengths, warm_s):  # type: ignore[no-untyped-def]
+def submit(r, slot, now, real, whole, clocks, slots, gate, lengths, warm_s):  # type: ignore[no-untyped-def]
     """Request `slot` joins the queue of replica `r`. A cold cache knows nothing; after `warm_s` it knows what the trace says."""
     clocks[slot, k.A_PICKED] = now
-    kind = _class(slots[slot, k.T_INPUT])
+    kind = _kind(slots[slot, k.T_INPUT], slots[slot, k.T_OUTPUT], gate)
     _count(kind, now, lengths)
     lengths[kind, k.C_RUNNING] += 1.0
     cached = slots[slot, k.T_CACHED]
@@ -301,7 +308,9 @@ def advance(  # type: ignore[no-untyped-def]
                 gate[k.G_FREE] = slots[slot, k.T_NEXT]
                 gate[k.G_USED] += 1
                 prompt = inp[i]
-                predicted = _expected(_class(prompt), ta, lengths)
+                predicted = _expected(_kind(prompt, out[i], gate), ta, lengths)
+                if gate[k.G_TOLD] != 0:
+                    predicted = min(predicted, out[i])
                 clocks[slot, k.A_ARRIVED] = ta
                 slots[slot, k.T_INPUT] = prompt
                 slots[slot, k.T_OUTPUT] = out[i]
@@ -327,7 +336,7 @@ def advance(  # type: ignore[no-untyped-def]
                 if best < 0:
                     hold(slot, slots, gate, totals)
                 else:
-                    submit(best, slot, ta, real, whole, clocks, slots, lengths, warm_s)
+                    submit(best, slot, ta, real, whole, clocks, slots, gate, lengths, warm_s)
                     scores[best] = score(best, real, whole)
                     ends[best] = real[best, k.F_END]
                     if ends[best] < next_end or (ends[best] == next_end and best < next_r):
@@ -478,7 +487,9 @@ def advance(  # type: ignore[no-untyped-def]
                                 totals[k.X_OK] += 1.0
                                 row[14] += 1.0
                                 minutes[int(arrived / k.MINUTE_S), 1] += 1
-                            _learn(_class(prompt), output, clocks[slot, k.A_PICKED], now, lengths)
+                            _learn(
+                                _kind(prompt, output, gate), output, clocks[slot, k.A_PICKED], now, lengths
+                            )
                             if keep:
                                 times[slots[slot, k.T_ID], 0] = first
                                 times[slots[slot, k.T_ID], 1] = now
@@ -491,7 +502,16 @@ def advance(  # type: ignore[no-untyped-def]
                 # All others are full, or nothing would wait.
                 while gate[k.G_COUNT] > 0 and whole[r, k.I_WAITING] < k.QUEUE_AHEAD:
                     submit(
-                        r, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s
+                        r,
+                        _next_held(slots, gate, totals),
+                        now,
+                        real,
+                        whole,
+                        clocks,
+                        slots,
+                        gate,
+                        lengths,
+                        warm_s,
                     )
             ends[r] = real[r, k.F_END]
             scores[r] = score(r, real, whole)
@@ -528,7 +548,7 @@ def pump(now, real, whole, clocks, slots, gate, lengths, totals, warm_s, replica
                 best = q
         if best < 0:
             return
-        submit(best, _next_held(slots, gate, totals), now, real, whole, clocks, slots, lengths, warm_s)
+        submit(best, _next_held(slots, gate, totals), now, real, whole, clocks, slots, gate, lengths, warm_s)
 
 
 @nb.njit(cache=True)
@@ -557,7 +577,7 @@ def kill(r, real, whole, ring, slots, gate, lengths, totals):  # type: ignore[no
         slot = found[j]
         slots[slot, k.T_MORE] = 0
         slots[slot, k.T_PRODUCED] = 0
-        lengths[_class(slots[slot, k.T_INPUT]), k.C_RUNNING] -= 1.0
+        lengths[_kind(slots[slot, k.T_INPUT], slots[slot, k.T_OUTPUT], gate), k.C_RUNNING] -= 1.0
         hold(slot, slots, gate, totals)
     totals[k.X_RETRIES] += count
     clear(r, real, whole)

@@ -10,8 +10,10 @@ from typing import Final
 
 # Steps ahead that a bucket ring covers, a power of two; longer answers go round and are put back.
 RING: Final = 4096
-# Classes of prompts, powers of two, for the output prediction: the gateway's prior and memory (moefleet_gateway.picking.lengths).
+# Classes of prompts and, where clients tell it, of max_tokens, both powers of two, for the output prediction: the gateway's, with its
+# prior and memory (moefleet_gateway.picking.lengths). Of the second kind the first one is: not told.
 CLASSES: Final = 32
+LIMIT_CLASSES: Final = 33
 PRIOR_OUTPUT_TOKENS: Final = 256.0
 MEMORY: Final = 200.0
 PRIOR_WEIGHT: Final = 4.0
@@ -51,8 +53,9 @@ F_STEP_S, F_STEPS = 10, 11
 WHOLE_COLUMNS: Final = 13
 I_OPEN, I_ALIVE, I_RUNS, I_STEP, I_DECODING, I_WAITING, I_PREFILLING, I_DONE = range(8)
 I_WAIT_HEAD, I_WAIT_TAIL, I_FILL_HEAD, I_FILL_TAIL, I_YOUNGEST = range(8, 13)
-# int64 `gate`: the gateway's queue, and the list of free slots.
-G_HEAD, G_TAIL, G_COUNT, G_FREE, G_USED = range(5)
+# int64 `gate`: the gateway's queue, the list of free slots, and whether clients tell how long their answer will be.
+GATE_COLUMNS: Final = 6
+G_HEAD, G_TAIL, G_COUNT, G_FREE, G_USED, G_TOLD = range(6)
 # Per request slot, float64 `clocks`: arrival, first token, and when a replica was picked.
 CLOCK_COLUMNS: Final = 3
 A_ARRIVED, A_FIRST, A_PICKED = range(3)

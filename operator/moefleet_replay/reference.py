@@ -7,7 +7,7 @@ both are equal to the last bit, apart from tokens in caches in the middle of a s
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,7 +108,7 @@ class ReferenceEngine:
         self.calibration: Calibration = setup.calibration
         self.rows: dict[int, _Row] = {}
         self.queue: deque[_Request] = deque()
-        self.lengths = [_Class() for _ in range(k.CLASSES)]
+        self.lengths: defaultdict[tuple[int, int], _Class] = defaultdict(_Class)
         self.totals: Floats = np.zeros(k.TOTALS)
         self.sums: Floats = np.zeros(14)
         self.minutes: Counts = np.zeros((duration_s // 60 + 2, 2), np.int64)
@@ -138,7 +138,7 @@ class ReferenceEngine:
         dead = self.rows.pop(row)
         for request in sorted(dead.held.values(), key=lambda r: r.number):
             request.first_s = None
-            self.lengths[_class(request.input_tokens)].running -= 1
+            self._class(request.input_tokens, request.output_tokens).running -= 1
             self._hold(request)
         self.totals[k.X_RETRIES] += len(dead.held)
 
@@ -201,7 +201,9 @@ class ReferenceEngine:
         return self._steps - steps_before
 
     def _arrive(self, at_s: float, prompt: int, output: int, cached: int, signals: Floats) -> None:
-        predicted = self.lengths[_class(prompt)].expected(at_s)
+        predicted = self._class(prompt, output).expected(at_s)
+        if self.setup.max_tokens_told:
+            predicted = min(predicted, output)
         number = int(self.totals[k.X_REQUESTS])
         self.totals[k.X_REQUESTS] += 1
         self.minutes[int(at_s / k.MINUTE_S), 0] += 1
@@ -215,6 +217,9 @@ class ReferenceEngine:
             self._hold(request)
         else:
             self._submit(row, request, at_s)
+
+    def _class(self, prompt: int, output: int) -> _Class:
+        return self.lengths[_bucket(prompt), _bucket(output) if self.setup.max_tokens_told else -1]
 
     def _turn(self, row: _Row, now: float, signals: Floats) -> None:
         """What runs ends, the next step begins, and the gateway fills up its queue."""
@@ -289,7 +294,8 @@ class ReferenceEngine:
             self.totals[k.X_OK] += 1
             signals[Signal.COMPLETED_IN_OBJECTIVE] += 1
             self.minutes[int(request.at_s / k.MINUTE_S), 1] += 1
-        self.lengths[_class(request.input_tokens)].learn(request.output_tokens, now - request.picked_s, now)
+        of_class = self._class(request.input_tokens, request.output_tokens)
+        of_class.learn(request.output_tokens, now - request.picked_s, now)
         self.times[request.number] = request.first_s, now
 
     def _state(self, signals: Floats) -> None:
@@ -325,7 +331,7 @@ class ReferenceEngine:
         warm = 1.0 if self.setup.warm_s <= 0 else min(1.0, (now - row.warm_from_s) / self.setup.warm_s)
         cached = min(int(request.cached_tokens * warm), request.input_tokens - 1)
         request.picked_s = now
-        of_class = self.lengths[_class(request.input_tokens)]
+        of_class = self._class(request.input_tokens, request.output_tokens)
         of_class.count(now)
         of_class.running += 1
         name = str(request.number)
@@ -337,7 +343,7 @@ class ReferenceEngine:
             row.wakes_s = now
 
 
-def _class(tokens: int) -> int:
+def _bucket(tokens: int) -> int:
     return min(k.CLASSES - 1, max(0, tokens.bit_length() - 1))
 
 

@@ -104,6 +104,8 @@ def setup_of(about: Mapping[str, Any], seed: int) -> FleetSetup:
         initial_replicas=about["initial_replicas"],
         seed=seed,
         policy_name="moefleet",
+        # The rehearsal's clients do.
+        max_tokens_told=True,
     )
 
 

@@ -96,6 +96,11 @@ STORIES = {
         {"calibration": made(kv=8000), "preempting": True, "deaths": (Death(15), Death(33))},
     ),
     "cold caches": (poisson(30, 120, 11, cached=0.7), [2, 4, 6], {"warm_s": 60.0}),
+    "clients tell how long their answers will be": (
+        poisson(30, 90, 15, cached=0.5),
+        [2, 3, 6],
+        {"max_tokens_told": True, "deaths": (Death(25),)},
+    ),
     "metrics are lost": (poisson(20, 60, 12), [2, 3], {"lost": ((20, 40),)}),
     "a node of eight GPUs": (poisson(150, 30, 13, prompt=600, answer=100), [1, 2], {"calibration": NODE}),
 }

@@ -16,7 +16,7 @@ from moefleet_replay import kernel
 from moefleet_replay import layout as k
 
 PROMPT = 100
-KIND = 6
+KIND = 6 * k.LIMIT_CLASSES
 STEP_S = 0.03
 
 
@@ -28,7 +28,7 @@ def test_the_numbers_are_the_same():
 def learnt(seconds: int, mean_at, seed: int):
     """Ten requests a second of one class through both; yields (second, the mean of those that ended, the gateway's, the kernel's)."""
     chance, gateway = random.Random(seed), Lengths()
-    lengths = np.zeros((k.CLASSES, k.LENGTH_COLUMNS))
+    lengths = np.zeros((k.CLASSES * k.LIMIT_CLASSES, k.LENGTH_COLUMNS))
     lengths[:, k.C_MEAN], lengths[:, k.C_WEIGHT] = k.PRIOR_OUTPUT_TOKENS, k.PRIOR_WEIGHT
     running: list[tuple[float, float, int]] = []
     for tenth in range(seconds * 10):
