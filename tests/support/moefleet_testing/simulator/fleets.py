@@ -142,6 +142,7 @@ class Users:
         else:
             story.advice = number
             self.world.tell(f"{story.key}: scaling says {number}")
+            self.rules.advised(story.uid, number)
             if self.rules.may_follow_scaling(story.uid):
                 self.rules.aim(story.uid, story.bounded(number))
             self._aim(story)
@@ -193,6 +194,10 @@ class Users:
         if story.mode == "Automatic" and story.advice is None:
             story.advice = story.low
         story.replicas = max(1, story.replicas)
+        if story.mode == "Automatic":
+            # From now on it is followed, and the newest word may not have been heard.
+            for advised in self.rules.advice(story.uid):
+                self.rules.aim(story.uid, story.bounded(advised))
         self._write(story, f"mode {story.mode}")
 
     def strategy(self, story: FleetStory, act: Act) -> None:

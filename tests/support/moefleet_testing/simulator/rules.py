@@ -39,6 +39,8 @@ class Told:
     targets: list[tuple[float, int]] = field(default_factory=list)
     limits: list[tuple[float, int]] = field(default_factory=list)
     modes: list[tuple[float, str]] = field(default_factory=list)
+    # What scaling said, followed or not.
+    advice: list[tuple[float, int]] = field(default_factory=list)
     speeds: list[tuple[float, Any]] = field(default_factory=list)
     # Engine arguments of replicas that were ready, and when one was last.
     served: dict[str, float] = field(default_factory=dict)
@@ -84,6 +86,13 @@ class Rules:
 
     def aim(self, fleet_uid: str, target: int) -> None:
         self.of(fleet_uid).targets.append((self.world.now, target))
+
+    def advised(self, fleet_uid: str, number: int) -> None:
+        self.of(fleet_uid).advice.append((self.world.now, number))
+
+    def advice(self, fleet_uid: str) -> list[int]:
+        """What an operator may know as the last word of scaling."""
+        return lately(self.of(fleet_uid).advice, self.since())
 
     def may_follow_scaling(self, fleet_uid: str) -> bool:
         """Mode is Automatic, or was when an operator last heard of the fleet."""
