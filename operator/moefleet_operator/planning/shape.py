@@ -53,7 +53,7 @@ def shape(observed: Observed, target: Target, now: float, *, passed: bool = Fals
             out.drain.append(Leaving(replica, reasons.SCALE_DOWN, why))
         out.held = refusal(observed, way)
         return out
-    _take_back_unschedulable(observed, live, now, out)
+    _take_back_unschedulable(observed, way, live, now, out)
     _replace_closed(observed, live, out)
     _let_leave(observed, leaves, way, now, out)
     advance(observed, way, live, wanted, out, now=now)
@@ -244,11 +244,19 @@ def failed_at(replica: Replica) -> float | None:
     return max([replica.pod.created_at, *ended])
 
 
-def _take_back_unschedulable(observed: Observed, live: list[Replica], now: float, out: Shape) -> None:
+def _take_back_unschedulable(
+    observed: Observed, way: Course, live: list[Replica], now: float, out: Shape
+) -> None:
+    """One may wait, of the newest revision: an older one in its stead would have the rollout make it anew, again and again."""
     if observed.node_autoscaler:
         return
-    stuck = sorted((since, r.pod.slot, r) for r in live if (since := r.unschedulable_since) is not None)
-    for since, _, replica in stuck[1:]:
+    aim = way.aim.revision if way.aim is not None else None
+    stuck = sorted(
+        (r.pod.revision != aim, since, r.pod.slot, r)
+        for r in live
+        if (since := r.unschedulable_since) is not None
+    )
+    for _, since, _, replica in stuck[1:]:
         if now >= since + UNSCHEDULABLE_GRACE_S:
             out.drain.append(
                 Leaving(

@@ -116,3 +116,17 @@ def test_nothing_is_known_is_not_said_when_scaling_spoke() -> None:
 )
 def test_the_reader_reads(text: str, wrong: bool) -> None:
     assert bool(faults(text)) is wrong
+
+
+def test_of_two_that_wait_for_a_node_the_older_revision_goes() -> None:
+    """Taken back, the new one would be made again by the rollout and taken back again, every 30 s (seed 4664)."""
+    seen = observed(
+        ready(0, OLD),
+        ready(1, OLD),
+        pending(2, OLD, unschedulable_for_s=600),
+        pending(0, unschedulable_for_s=60),
+        fleet=a_fleet(replicas=3, strategy="Surge"),
+        capacity=FULL,
+    )
+    made = plan(seen, NOW).steps
+    assert [(type(s).__name__, s.name) for s in made] == [("DeleteReplica", pending(2, OLD).name)]
