@@ -29,7 +29,7 @@ from .streams import Shape, build, load, write_bodies
 CHECKPOINT = Path(__file__).parents[1] / "models" / "tiny-deepseek-v2"
 BLOCKS = 1024
 # First tokens: one request at a time, some in a row from each side.
-PROMPT_TOKENS, FIRSTS, IN_A_ROW = 32, 150, 10
+PROMPT_TOKENS, FIRSTS, IN_A_ROW = 32, 300, 10
 # Tokens/s: so many streams at once, several rounds.
 STREAMS, ANSWER_TOKENS, ROUNDS = 32, 96, 5
 
@@ -61,8 +61,8 @@ async def measure(console: Console) -> list[Row]:
                 served_ms += await _firsts_ms(binary, pod.grpc_at, Path(name) / "bodies", served)
                 python_ms += [await _first_ms(pod, tokens) for tokens in python[:IN_A_ROW]]
                 bare_ms += await _firsts_ms(binary, bare_at, Path(name) / "bodies", served)
-            added_ms = median(served_ms) - median(direct_ms)
-            added_python_ms = median(python_ms) - median(direct_ms)
+            added_ms = median_added(served_ms, direct_ms)
+            added_python_ms = median_added(python_ms, direct_ms)
             console.print(
                 f"first token: {median(served_ms):.2f} ms served, {median(direct_ms):.2f} ms directly;"
                 f" {median(python_ms):.2f} ms through a Python client; {median(bare_ms):.2f} ms from a bare grpc.aio loop",
@@ -94,6 +94,12 @@ async def measure(console: Console) -> list[Row]:
             wanted="at least 0.9",
         ),
     ]
+
+
+def median_added(through_ms: list[float], direct_ms: list[float]) -> float:
+    """Of rows of IN_A_ROW, asked one after the other: the machine's pace drifts by more than the server takes, and hits both."""
+    rows = range(0, len(direct_ms), IN_A_ROW)
+    return median(median(through_ms[i : i + IN_A_ROW]) - median(direct_ms[i : i + IN_A_ROW]) for i in rows)
 
 
 def _request(tokens: list[int], answer: int) -> pb.GenerateRequest:

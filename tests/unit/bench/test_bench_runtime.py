@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 
-from moefleet_bench.first_token import prompt
+from moefleet_bench.first_token import IN_A_ROW, median_added, prompt
 from moefleet_bench.torch_streams import rows
 from rich.console import Console
 
@@ -30,3 +30,11 @@ def test_no_prompt_of_a_run_begins_like_another() -> None:
     prompts = [tuple(prompt(n, 16)) for n in range(2_000)]
     assert len(set(prompts)) == len(prompts)
     assert all(3 <= token < 2048 for p in prompts for token in p)
+
+
+def test_what_the_server_adds_is_counted_inside_rows_so_a_machine_that_slows_down_adds_nothing() -> None:
+    direct = [10.0] * IN_A_ROW + [14.0] * IN_A_ROW + [9.0] * IN_A_ROW
+    through = [ms + 1.5 for ms in direct]
+    # One row was asked while something else ran.
+    through[:IN_A_ROW] = [40.0] * IN_A_ROW
+    assert median_added(through, direct) == 1.5
