@@ -57,6 +57,9 @@ PASSES_PER_CALL = 16
 # Times that a plan asks for are never now again: what is due at this moment has just been looked at.
 LATER_S = 0.05
 
+# Why a leader lists again.
+IN_DOUBT = "a pod may have been made, its answer was lost, and no watch has shown it"
+
 # Steps that hold no key.
 _CALLS = (CallDrain, CallResume)
 # Group of Events: whatever becomes of them, nothing follows from it.
@@ -129,6 +132,8 @@ class Core:
         plans = self._leadership.may_plan(now)
         if plans:
             self._run(now, wall)
+            if self._memory.must_look(now) and (lists := self._leadership.relist(now, IN_DOUBT)) is not None:
+                self._leadership.relisting(self._emit(lists))
         if ends and (end := self._leadership.exit(bool(self._under_way), now)) is not None:
             self._exited = True
             self._emit(end)
@@ -150,7 +155,7 @@ class Core:
                 self._leadership.listed(kind, began)
                 self._changed(kind, self._store.relisted(kind, objects, as_of), now, True)
                 if kind == "Pod":
-                    self._forget(now)
+                    self._forget(now, began)
             case Synced(kind=kind, available=available):
                 self._leadership.synced(kind, available)
             case TelemetryUpdate():
@@ -412,11 +417,11 @@ class Core:
         self._runs.pop(key, None)
         self._errors.pop(key, None)
 
-    def _forget(self, now: float) -> None:
-        """Every minute: what is remembered about objects that are gone."""
+    def _forget(self, now: float, listed_since: float) -> None:
+        """After each LIST of pods: what is remembered about objects that are gone."""
         pods = {pod.uid for pod in self._store.pods.values()}
         self._reports.keep(pods, {g.uid for g in self._store.gateways.values()})
-        self._memory.forget(pods, now)
+        self._memory.forget(pods, now, listed_since)
 
 
 def _wanted_groups(observed: Observed, made: Plan) -> set[str]:

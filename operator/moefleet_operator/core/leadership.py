@@ -79,15 +79,18 @@ class Leadership:
             self._unlisted = set(ESSENTIAL) - self.unavailable
         return began
 
-    def relist(self, now: float) -> Effect | None:
-        """A LIST, where the first plan of a new leader waits for one; the caller says under which id it is under way."""
-        if self._lists_at(now) > now:
+    def relist(self, now: float, doubt: str = "") -> Effect | None:
+        """A LIST, where the first plan of a new leader waits for one, or because of a doubt; not while one is under way, and not again
+        at once. The caller says under which id it is under way."""
+        at = self._relist_at if doubt and self._relist is None else self._lists_at(now)
+        if at > now:
             return None
+        led_s = now - self._led_since
         return Relist(
             id=0,
             object=self._self_key,
             reason="Relist",
-            message=f"led since {now - self._led_since:.1f} s ago, and knows only what was told before",
+            message=doubt or f"led since {led_s:.1f} s ago, and knows only what was told before",
             not_after=now + RELIST_MAX_S,
         )
 
@@ -131,7 +134,8 @@ class Leadership:
         if effect_id == self._relist:
             self._relist = None
             # What was listed is told by events of its own, and these may still be on their way.
-            self._relist_at = now + (RELIST_MAX_S if isinstance(outcome, Ok) else RELIST_RETRY_S)
+            waits = RELIST_MAX_S if isinstance(outcome, Ok) and self._unlisted else RELIST_RETRY_S
+            self._relist_at = now + waits
             return True
         if effect_id != self._effect:
             return False

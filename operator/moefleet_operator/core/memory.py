@@ -20,9 +20,12 @@ from .translate import group_of, signature_of
 COLLISION_S = 600.0
 # Backoffs of objects that nobody has tried to change for so long: they are gone.
 FORGET_S = 600.0
-# A create whose answer was lost may have made its pod: so long nothing of another name is made in its place, whatever the spec
-# says meanwhile. A watch is rarely later; the same name may be tried at once, for that is never done twice.
+# A create whose answer was lost may have made its pod: nothing of another name is made in its place, whatever the spec says
+# meanwhile, until a watch shows it or a LIST shows that there is none. The watch comes first, if it lives, so the LIST is only asked for
+# after so long; and so long the request itself may take to arrive. The same name may be tried at once, for that is never done twice.
 DOUBT_S = 5.0
+# Whoever waits for that LIST looks again so often.
+DOUBT_LOOK_S = 1.0
 # After a new failure of what had succeeded without effect: long enough to see the watch catch up.
 NO_EFFECT_STATUS_S = 1.0
 
@@ -70,8 +73,8 @@ class Memory:
         at, signature = (key, group_of(step)), signature_of(step)
         until = self.backoff.until(at)
         if isinstance(step, CreateReplica):
-            others = (u for name, u in self._doubts.get(key, {}).items() if name != step.name)
-            return max([until, *others])
+            others = [u for name, u in self._doubts.get(key, {}).items() if name != step.name]
+            return max([until, *(u if u > now else now + DOUBT_LOOK_S for u in others)])
         if until <= now and self._repeats(at, signature):
             return self.backoff.failed(at, now)
         return until
@@ -152,6 +155,10 @@ class Memory:
         """Whether this pod was made is not known."""
         self._doubts.setdefault(key, {})[name] = now + DOUBT_S
 
+    def must_look(self, now: float) -> bool:
+        """Whether a pod is in doubt that a watch would have shown by now."""
+        return any(until <= now for found in self._doubts.values() for until in found.values())
+
     def answered(self, key: Key, name: str) -> None:
         self._doubts.get(key, {}).pop(name, None)
 
@@ -185,15 +192,17 @@ class Memory:
         self._doubts.pop(key, None)
         self._last_done = {at: done for at, done in self._last_done.items() if at[0] != key}
 
-    def forget(self, pods: set[str], now: float) -> None:
-        """Every minute: what is about objects that are gone."""
+    def forget(self, pods: set[str], now: float, listed_since: float) -> None:
+        """After each LIST of pods: what is about objects that are gone. Its reading began at `listed_since`."""
         self.unresumable &= pods
         self._undrained &= pods
         self._draining_since = {uid: since for uid, since in self._draining_since.items() if uid in pods}
         self.short_since = {uid: since for uid, since in self.short_since.items() if uid in pods}
         self.backoff.forget(now, FORGET_S)
         self._doubts = {
-            key: found for key, found in self._doubts.items() if max(found.values(), default=0.0) > now
+            key: left
+            for key, found in self._doubts.items()
+            if (left := {name: until for name, until in found.items() if until > listed_since})
         }
         self._last_done = {
             at: done

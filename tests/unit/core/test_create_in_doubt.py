@@ -6,9 +6,12 @@ import random
 from typing import Any
 
 import pytest
-from moefleet_operator.core.events import Key
-from moefleet_operator.core.memory import DOUBT_S, Memory
+from moefleet_operator.core.core import IN_DOUBT
+from moefleet_operator.core.effects import CreatePod, Relist
+from moefleet_operator.core.events import ESSENTIAL, Key, ObjectChanged, Ok, Relisted, Transient
+from moefleet_operator.core.memory import DOUBT_LOOK_S, DOUBT_S, Memory
 from moefleet_operator.planning.steps import CreateReplica
+from moefleet_testing.desk import fleet, with_fleet
 
 FLEET = Key("models", "chat")
 
@@ -44,9 +47,43 @@ def test_what_waits_while_a_pod_is_in_doubt(name: str, fleet: Key, until: float)
         lambda memory: memory.answered(FLEET, "chat-a-0"),
         lambda memory: memory.saw_pods(FLEET, {"chat-a-0"}),
         lambda memory: memory.drop(FLEET),
+        # A LIST that was read when the request had arrived or never would.
+        lambda memory: memory.forget(set(), 120.0, listed_since=100.0 + DOUBT_S),
     ],
 )
 def test_what_ends_the_doubt(known: Any) -> None:
     memory = in_doubt()
     known(memory)
     assert memory.blocked_until(FLEET, create("chat-b-0"), 101.0) == 0.0
+
+
+def test_time_alone_ends_no_doubt_and_neither_does_a_list_that_was_read_before() -> None:
+    """A watch that is cut shows nothing, however long one waits (seed 5386)."""
+    memory = in_doubt()
+    memory.forget(set(), 104.0, listed_since=103.0)
+    assert not memory.must_look(104.0)
+    assert memory.must_look(100.0 + DOUBT_S)
+    assert memory.blocked_until(FLEET, create("chat-b-0"), 200.0) == 200.0 + DOUBT_LOOK_S
+
+
+def test_a_list_is_asked_for_when_no_watch_shows_what_is_in_doubt() -> None:
+    desk = with_fleet()
+    desk.lists = False
+    lost = desk.take(CreatePod)
+    changed = fleet(generation=2, resourceVersion="900")
+    changed["spec"] = {**changed["spec"], "engine": {"type": "Simulated", "image": "r:2"}}
+    desk.feed(ObjectChanged("MoEFleet", FLEET, changed))
+    desk.fleet = changed
+    desk.answer(lost, Transient("the answer was lost"))
+    desk.settle(DOUBT_S - 1.0)
+    assert desk.open == []
+    desk.tick(3.0)
+    asked = desk.take(Relist)
+    assert asked.message == IN_DOUBT
+    assert desk.all(CreatePod) == []
+    for kind in ESSENTIAL:
+        desk.feed(Relisted(kind, (), 0, desk.now))
+    desk.answer(asked, Ok())
+    desk.tick(3.0)
+    assert desk.take(CreatePod).object != lost.object
+    assert desk.all(Relist) == []

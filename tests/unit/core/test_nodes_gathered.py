@@ -142,5 +142,5 @@ def test_how_long_a_replica_drains_is_counted_from_when_it_was_seen_to_begin() -
     assert found == [DrainSeen(0.0, whole=True), DrainSeen(30.0, whole=True)]
     assert memory.drain_seen(serves, 60.0) is None, "it came back"
     assert memory.drain_seen(drains, 70.0) == DrainSeen(0.0, whole=True)
-    memory.forget(set(), 80.0)
+    memory.forget(set(), 80.0, 80.0)
     assert memory.drain_seen(drains, 90.0) == DrainSeen(0.0, whole=False), "it is gone"

@@ -131,7 +131,9 @@ class Nodes:
                 self._later(pod, 1.0, 2.0, self._sync_ready)
         for pod in self.api.all("Pod"):
             replica_of = self.replicas.get(uid_of(pod))
-            if replica_of is None and pod["spec"].get("nodeName") and pod["status"]["phase"] != "Failed":
+            # One that ended since the backup is begun again, too.
+            ended = replica_of is None or not replica_of.alive
+            if ended and pod["spec"].get("nodeName") and pod["status"]["phase"] != "Failed":
                 self._later(
                     pod, 0.3, 2.0, self._stop if "deletionTimestamp" in pod["metadata"] else self._start
                 )

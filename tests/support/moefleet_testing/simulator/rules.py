@@ -225,6 +225,10 @@ class Rules:
         if was is None or is_now is None or was == is_now:
             return
         asked = lately(told.targets, self.since())
+        if asked and self.world.now < self._acquired_at + 2 * STALE_S:
+            # A new leader holds what the last status says, within the bounds, until scaling has spoken to it.
+            scaling = spec["scaling"]
+            asked.append(min(max(was, scaling["minReplicas"]), scaling["maxReplicas"]))
         if asked and not min(asked) <= is_now <= max(asked) and not _blocked(after):
             self.world.broken(
                 "a target is what was asked for",
