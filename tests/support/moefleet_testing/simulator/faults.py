@@ -318,6 +318,10 @@ class Faults:
         self.world.after(60.0 + 300.0 * act.long, lambda: self._take_node(node))
 
     def _evict_tainted(self, node: str, tries: int) -> None:
+        found = self.api.get("Node", Key("", node))
+        if found is None or not found["spec"].get("taints"):
+            # It is needed again, so the autoscaler lets it be.
+            return
         for pod in self.nodes.pods_on(node):
             if "deletionTimestamp" not in pod["metadata"] and self._may_evict(pod):
                 self._disturb_all()
