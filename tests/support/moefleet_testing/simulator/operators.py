@@ -213,9 +213,10 @@ class OperatorProcess:
         last_s = 0.0
         for kind in KINDS:
             listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version, self.world.now)
-            if late_s:
-                # One after the other, as the process reads them.
-                wait_s = max(self._rng.uniform(0.0, late_s), self._lists_until - self.world.now)
+            # One after the other, as the process reads them.
+            drawn_s = self._rng.uniform(0.0, late_s) if late_s else 0.0
+            wait_s = max(drawn_s, self._lists_until - self.world.now)
+            if wait_s > 0.0:
                 last_s = max(last_s, wait_s)
                 self.world.after(wait_s, lambda event=listed: self._listed(event))  # type: ignore[misc]
             else:
