@@ -92,8 +92,8 @@ class Answers:
                     self._memory.refuse((key, waiting.group), _refusal(waiting, outcome))
                 ends = isinstance(outcome, Forbidden) and outcome.namespace_ends
                 return Lesson(False, wait_s=NAMESPACE_ENDS_WAIT_S if ends else 0.0)
-            case Transient(retry_after_s=asked_s):
-                if isinstance(step, CreateReplica):
+            case Transient(retry_after_s=asked_s, maybe_done=maybe_done):
+                if isinstance(step, CreateReplica) and maybe_done:
                     self._memory.doubt(key, step.name, now)
                 return Lesson(False, wait_s=asked_s or 0.0)
             case Conflict():

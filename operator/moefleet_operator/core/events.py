@@ -204,6 +204,8 @@ class Transient:
 
     message: str
     retry_after_s: float | None = None
+    # Whether it may have been carried out all the same; no: it was turned away, or never arrived.
+    maybe_done: bool = True
 
 
 Outcome = Ok | Conflict | NotFound | AlreadyExists | Invalid | Forbidden | Transient

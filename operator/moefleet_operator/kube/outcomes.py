@@ -49,11 +49,14 @@ def outcome_of(response: Response) -> Outcome:
         case 403 if any(text in message for text in _REFUSED_BY_POLICY):
             return Invalid(message)
         case 403 if any(text in message for text in _PASSES_BY_ITSELF):
-            return Transient(message, response.retry_after_s)
+            return Transient(message, response.retry_after_s, maybe_done=False)
+        case 429:
+            # Turned away before anything was done; whoever doubts it would LIST, and the server is busy.
+            return Transient(message, response.retry_after_s, maybe_done=False)
         case 401 | 403:
             return Forbidden(message, namespace_ends=_namespace_ends(response))
         case _:
-            # 408, 429, 5xx and whatever a proxy in between invents.
+            # 408, 5xx and whatever a proxy in between invents.
             return Transient(message, response.retry_after_s)
 
 

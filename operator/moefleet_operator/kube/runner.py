@@ -47,7 +47,9 @@ class KubeRunner:
         """Never raises for anything the world does; ends by `not_after`, because our right to act ends there."""
         left_s = effect.not_after - self._clock.now()
         if left_s <= 0:
-            return Transient(f"not started: {-left_s:.1f} s past the end of the right to act")
+            return Transient(
+                f"not started: {-left_s:.1f} s past the end of the right to act", maybe_done=False
+            )
         try:
             async with asyncio.timeout(left_s):
                 return await self._run(effect, left_s)
@@ -105,7 +107,7 @@ class KubeRunner:
         try:
             response = await self._once_more_if_unconnected(transport, request)
         except (NotConnectedError, NoAnswerError) as error:
-            return Transient(str(error))
+            return Transient(str(error), maybe_done=isinstance(error, NoAnswerError))
         outcome = outcome_of(response)
         return Ok(_object(response)) if isinstance(outcome, Ok) else outcome
 

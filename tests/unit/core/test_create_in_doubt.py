@@ -87,3 +87,14 @@ def test_a_list_is_asked_for_when_no_watch_shows_what_is_in_doubt() -> None:
     desk.tick(3.0)
     assert desk.take(CreatePod).object != lost.object
     assert desk.all(Relist) == []
+
+
+def test_a_create_that_was_turned_away_is_in_no_doubt() -> None:
+    """A server that throttles would be asked for a LIST of everything, again and again."""
+    desk = with_fleet()
+    desk.lists = False
+    desk.answer(desk.take(CreatePod), Transient("429: slow down", maybe_done=False))
+    desk.carry_out()
+    desk.tick(2 * DOUBT_S)
+    assert desk.all(Relist) == []
+    assert desk.all(CreatePod)

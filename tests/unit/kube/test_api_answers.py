@@ -114,7 +114,11 @@ def test_retry_after(header: str | None, body: dict[str, Any], wanted: float | N
 
 
 def test_a_busy_server_says_when_to_come_back() -> None:
-    assert outcome_of(Response(429, {"message": "slow down"}, 7.0)) == Transient("429: slow down", 7.0)
+    busy = outcome_of(Response(429, {"message": "slow down"}, 7.0))
+    assert busy == Transient("429: slow down", 7.0, maybe_done=False)
+    # That one may have been carried out before its answer was lost.
+    away = outcome_of(Response(504, {"message": "gateway timeout"}))
+    assert away == Transient("504: gateway timeout", maybe_done=True)
 
 
 @pytest.mark.parametrize(

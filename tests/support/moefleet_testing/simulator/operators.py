@@ -339,7 +339,7 @@ class OperatorProcess:
         if not self.alive and rng.random() < 0.5:
             return
         if now > effect.not_after:
-            self._answer(effect, Transient("past not_after"))
+            self._answer(effect, Transient("past not_after", maybe_done=False))
             return
         lease = isinstance(effect, LEASE_EFFECTS)
         if now < weather.away_until or (lease and now < weather.lease_cut_until):
@@ -349,7 +349,9 @@ class OperatorProcess:
             self._answer(effect, self._call(effect))
             return
         if now < weather.throttled_until and not lease and rng.random() < 0.7:
-            self._answer(effect, Transient("429 too many requests", rng.choice((None, 1.0, 5.0))))
+            self._answer(
+                effect, Transient("429 too many requests", rng.choice((None, 1.0, 5.0)), maybe_done=False)
+            )
             return
         if now < weather.conflicts_until and rng.random() < 0.5:
             self._answer(effect, Conflict("the object has been modified"))
