@@ -57,9 +57,6 @@ PASSES_PER_CALL = 16
 # Times that a plan asks for are never now again: what is due at this moment has just been looked at.
 LATER_S = 0.05
 
-# Why a leader lists again.
-IN_DOUBT = "a pod may have been made, its answer was lost, and no watch has shown it"
-
 # Steps that hold no key.
 _CALLS = (CallDrain, CallResume)
 # Group of Events: whatever becomes of them, nothing follows from it.
@@ -127,13 +124,12 @@ class Core:
             self._leadership.let_go(bool(self._under_way), now)
         if (request := self._leadership.request(now, wall)) is not None:
             self._leadership.under_way(self._emit(request))
-        if (lists := self._leadership.relist(now)) is not None:
+        in_doubt = self._memory.must_look(now)
+        if (lists := self._leadership.relist(now, in_doubt=in_doubt)) is not None:
             self._leadership.relisting(self._emit(lists))
         plans = self._leadership.may_plan(now)
         if plans:
             self._run(now, wall)
-            if self._memory.must_look(now) and (lists := self._leadership.relist(now, IN_DOUBT)) is not None:
-                self._leadership.relisting(self._emit(lists))
         if ends and (end := self._leadership.exit(bool(self._under_way), now)) is not None:
             self._exited = True
             self._emit(end)

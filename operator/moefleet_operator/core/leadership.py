@@ -17,6 +17,8 @@ LEASE_REQUEST_S = 5.0
 # its first plan; for so long it waits for what was asked, and so long before it asks again after a refusal.
 RELIST_MAX_S = 30.0
 RELIST_RETRY_S = 2.0
+# Why one that has listed lists again.
+IN_DOUBT = "a pod may have been made, its answer was lost, and no watch has shown it"
 # At the end: effects under way may finish; then the Lease is given back, or left to expire.
 STOP_WAIT_S = 5.0
 
@@ -79,29 +81,30 @@ class Leadership:
             self._unlisted = set(ESSENTIAL) - self.unavailable
         return began
 
-    def relist(self, now: float, doubt: str = "") -> Effect | None:
-        """A LIST, where the first plan of a new leader waits for one, or because of a doubt; not while one is under way, and not again
-        at once. The caller says under which id it is under way."""
-        at = self._relist_at if doubt and self._relist is None else self._lists_at(now)
-        if at > now:
+    def relist(self, now: float, *, in_doubt: bool) -> Effect | None:
+        """A LIST, where the first plan of a new leader waits for one, or because a pod is in doubt; the caller says under which id it is
+        under way. Not while one is, and not again at once."""
+        if not (self._unlisted or in_doubt) or self._may_list_at(now) > now:
             return None
         led_s = now - self._led_since
         return Relist(
             id=0,
             object=self._self_key,
             reason="Relist",
-            message=doubt or f"led since {led_s:.1f} s ago, and knows only what was told before",
+            message=f"led since {led_s:.1f} s ago, and knows only what was told before"
+            if self._unlisted
+            else IN_DOUBT,
             not_after=now + RELIST_MAX_S,
         )
 
     def relisting(self, effect_id: int) -> None:
         self._relist = effect_id
 
-    def _lists_at(self, now: float) -> float:
-        """When a LIST is to be asked for; infinite: none is wanted, or one is under way."""
-        if not self._unlisted or self._relist is not None or self.stopping_since is not None:
+    def _may_list_at(self, now: float) -> float:
+        """Infinite: not as things are."""
+        if self._relist is not None or self.stopping_since is not None or not self._lease.leading(now):
             return math.inf
-        return self._relist_at if self._lease.leading(now) else math.inf
+        return self._relist_at
 
     def request(self, now: float, wall: float) -> Effect | None:
         """What to ask of the Lease now; the caller says under which id it is under way."""
@@ -184,7 +187,8 @@ class Leadership:
             at = min(at, self._lease.act_until)
             if self._settle_until > now:
                 at = min(at, self._settle_until)
-            at = min(at, self._lists_at(now))
+            if self._unlisted:
+                at = min(at, self._may_list_at(now))
         if self.stopping_since is not None:
             # Only what is to come: the first wait being over is no reason to look again at once, and again.
             waits = (self.stopping_since + STOP_WAIT_S, self.stopping_since + 2 * STOP_WAIT_S)

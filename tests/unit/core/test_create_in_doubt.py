@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 import pytest
-from moefleet_operator.core.core import IN_DOUBT
 from moefleet_operator.core.effects import CreatePod, Relist
 from moefleet_operator.core.events import ESSENTIAL, Key, ObjectChanged, Ok, Relisted, Transient
+from moefleet_operator.core.leadership import IN_DOUBT
 from moefleet_operator.core.memory import DOUBT_LOOK_S, DOUBT_S, Memory
 from moefleet_operator.planning.steps import CreateReplica
 from moefleet_testing.desk import fleet, with_fleet
