@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ REQUESTS = 200
 TOKENS = 4
 START_S = 6.0
 FLEET = {"name": "chat", "model": "chat-model", "namespace": "team"}
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def called(rig: Rig) -> Any:

@@ -9,9 +9,7 @@ import pytest
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet_gateway.methods import GENERATE
 from moefleet_gateway.streams import frame
-from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary, until
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+from moefleet_gateway_rig import FakeReplica, Rig, until
 
 DATA, HEADERS, SETTINGS, WINDOW_UPDATE = 0, 1, 4, 8
 END_STREAM, END_HEADERS = 0x1, 0x4
@@ -23,15 +21,6 @@ HEADS = {
     "content-type": "application/grpc",
     "te": "trailers",
 }
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 class Raw:

@@ -1,7 +1,6 @@
 """What the operator is told: demand counted once, usage from trailers; and trtllm.TrtllmService behind the gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -12,15 +11,6 @@ from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 from smg_grpc_proto.generated import trtllm_service_pb2_grpc as trt_rpc
 
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def test_demand_samples_count_arrivals_once_and_usage_from_the_trailers(rig: Rig) -> None:

@@ -7,7 +7,6 @@ import hmac
 import os
 import signal
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from ctypes import PyDLL
 from pathlib import Path
 
@@ -20,15 +19,6 @@ from moefleet.replica.v1 import replica_pb2 as rep
 from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary, until
 
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def begun(rig: Rig, model: str = "tiny") -> tuple[object, str]:

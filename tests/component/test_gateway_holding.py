@@ -1,7 +1,6 @@
 """Requests that wait in the gateway: held, released, refused, cancelled, timed out."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -11,15 +10,6 @@ from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet_gateway_rig import Rig, envoy_binary, until
 
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 async def waiting(rig: Rig, count: int) -> None:

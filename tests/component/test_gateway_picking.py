@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -14,15 +13,6 @@ from moefleet.replica.v1 import replica_pb2_grpc as rep_rpc
 from moefleet_gateway_rig import Rig, envoy_binary, until
 
 pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
-    try:
-        yield rig
-    finally:
-        await rig.close()
 
 
 def details(error: grpc.aio.AioRpcError) -> dict[str, object]:
