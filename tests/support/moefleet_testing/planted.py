@@ -21,6 +21,7 @@ from moefleet_operator.core.leadership import Leadership
 from moefleet_operator.core.lease import LeaseMachine
 from moefleet_operator.core.queue import Backoff
 from moefleet_operator.core.store import Store
+from moefleet_operator.kube.clock import ServerClock
 from moefleet_operator.planning import drain, plan, rollout, shape, target
 from moefleet_operator.planning.changes import Leaving
 from moefleet_operator.planning.changes import Shape as Changes
@@ -211,6 +212,10 @@ def _lease_unchecked() -> Sequence[Swap]:
     ]
 
 
+def _own_clock() -> Sequence[Swap]:
+    return [(ServerClock, "heard", lambda _self, _date, _sent, _got: None)]
+
+
 def _no_backoff() -> Sequence[Swap]:
     return [(Backoff, "failed", lambda _self, _key, now, at_least_s=0.0: now)]
 
@@ -248,6 +253,7 @@ BUGS: tuple[Planted, ...] = (
     Planted("bounds-ignored", "minReplicas and maxReplicas bind nobody", "dynamo#12428, #14575", _no_bounds, 2),
     Planted("gate-before-registration", "Ready before a gateway knows the replica", "dynamo#13622", _gate_without_gateways, 1),
     Planted("lease-unchecked", "a leader that lost its Lease goes on", "two operators alive", _lease_unchecked, 2),
+    Planted("own-clock", "the clock of the machine is believed, not the API server's", "drains that end before their time", _own_clock, 26),
     Planted("no-backoff", "what was refused is tried again at once", "ray#63279", _no_backoff, 20),
     Planted("status-storm", "a status that says nothing new is written again", "writes are few", _write_again, 1),
     Planted("budget-once", "a disruption budget is made and never follows the target", "kserve#5452", _budget_once, 1),

@@ -132,8 +132,15 @@ class Faults:
     def _jump_clock(self, _story: FleetStory, act: Act) -> None:
         share = 2.0 * act.what - 1.0
         error_s = share * 60.0 if act.long < 0.5 else share * 1700.0 + (100.0 if share > 0 else -100.0)
-        self._leader(lambda o: setattr(o, "clock_error_s", error_s))
-        self.world.tell(f"its clock is {error_s:.0f} s wrong")
+
+        def jump(operator: OperatorProcess) -> None:
+            operator.clock_error_s = error_s
+            self.world.tell(f"the clock of its machine is {error_s:.0f} s wrong")
+            if act.who < 0.5:
+                # One that begins by the wrong clock; one that runs already goes by what it was told, and by its own steps.
+                operator.kill("started anew by that clock")
+
+        self._leader(jump)
 
     def _weather(self, act: Act, name: str, low_s: float, high_s: float) -> None:
         """For all operators, or for the leader alone."""

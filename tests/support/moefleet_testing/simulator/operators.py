@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 
 from moefleet_operator.core.core import Core
 from moefleet_operator.core.effects import (
@@ -39,6 +40,7 @@ from moefleet_operator.core.events import (
     Transient,
 )
 from moefleet_operator.core.settings import GATHER_S, CoreSettings
+from moefleet_operator.kube.clock import ServerClock
 
 from .api import LEASE_EFFECTS, Api, Object, owner_of, uid_of
 from .gateways import GATEWAY_NAMESPACE, Gateway
@@ -96,6 +98,7 @@ class OperatorProcess:
         decide: Decide,
         check: Callable[[OperatorProcess, Effect], None],
         died: Callable[[OperatorProcess], None],
+        clock_error_s: float = 0.0,
     ) -> None:
         self.world, self.api, self.nodes, self.gateways = world, api, nodes, gateways
         self.name = name
@@ -104,8 +107,9 @@ class OperatorProcess:
         # The process stands still until then (a stopped virtual machine); what arrives waits.
         self.frozen_until = 0.0
         self._waiting: list[Event] = []
-        # Its wall clock is wrong by so much.
-        self.clock_error_s = 0.0
+        # The clock of its machine is wrong by so much.
+        self.clock_error_s = clock_error_s
+        self._clock = ServerClock(lambda: world.now, lambda: world.wall + self.clock_error_s)
         # Ends before its n-th effect from now; 0: does not.
         self.dies_at_effect = 0
         # What it missed may still be unknown to it; None: it knows everything that is not just under way.
@@ -161,7 +165,7 @@ class OperatorProcess:
         if self._waiting:
             # It was let go before its time; what came first is seen first.
             self._thaw()
-        for effect in self.core.on(event, now, self.world.wall + self.clock_error_s):
+        for effect in self.core.on(event, now, self._clock.wall()):
             self._carry_out(effect)
         if self.core.errors:
             self.world.broken("the core raises nothing", repr(self.core.errors))
@@ -212,6 +216,7 @@ class OperatorProcess:
         )
         last_s = 0.0
         for kind in KINDS:
+            self._dated(self.world.now)
             listed = Relisted(kind, tuple(self.api.all(kind)), self.api.version, self.world.now)
             # One after the other, as the process reads them.
             drawn_s = self._rng.uniform(0.0, late_s) if late_s else 0.0
@@ -227,6 +232,11 @@ class OperatorProcess:
         return last_s
 
     # --- inside ---------------------------------------------------------------------------------------------
+
+    def _dated(self, sent: float) -> None:
+        """The API server answered, now, what was sent then: with the date of its own clock."""
+        if self.alive and self.world.now >= self.frozen_until:
+            self._clock.heard(formatdate(self.world.wall, usegmt=True), sent, self.world.now)
 
     def _heard(self) -> None:
         # Unless it has become deaf again since.
@@ -331,9 +341,10 @@ class OperatorProcess:
                     self.dies_at_effect -= 1
                     if not self.dies_at_effect:
                         self.kill(f"killed at {type(effect).__name__} {effect.object}")
-                self.world.after(self._latency(), lambda: self._arrive(effect))
+                sent = self.world.now
+                self.world.after(self._latency(), lambda: self._arrive(effect, sent))
 
-    def _arrive(self, effect: Effect) -> None:
+    def _arrive(self, effect: Effect, sent: float) -> None:
         now, weather, rng = self.world.now, self.weather, self._rng
         # What was sent before the process died arrives all the same, now and then.
         if not self.alive and rng.random() < 0.5:
@@ -370,6 +381,7 @@ class OperatorProcess:
             what = f"{type(effect).__name__} {effect.object} {effect.reason}: {effect.message}"
             self.world.tell(f"{self.name}: {what}")
         outcome = self.api.carry_out(effect)
+        self._dated(sent)
         self._answer(effect, Transient("the answer was lost") if fails else outcome)
 
     def _call(self, effect: DrainReplica | ResumeReplica) -> Outcome:

@@ -310,7 +310,7 @@ class Scenario:
         self.world.tell(f"{key} claims the model name of {self.fleets[0].key}")
         self.rival = key
 
-    def _new_operator(self) -> None:
+    def _new_operator(self, clock_error_s: float = 0.0) -> None:
         name = f"operator-{self._made}"
         self._made += 1
         self.operators.append(
@@ -323,13 +323,16 @@ class Scenario:
                 decide=self._decide,
                 check=self.rules.check,
                 died=self._operator_died,
+                clock_error_s=clock_error_s,
             )
         )
 
     def _operator_died(self, operator: OperatorProcess) -> None:
         self.operators.remove(operator)
         self.rules.trouble(self.world.now + 45.0)
-        self.world.after(self._rng.uniform(*OPERATOR_START_S), self._new_operator)
+        # On the same machine, so by its clock.
+        delay_s, error_s = self._rng.uniform(*OPERATOR_START_S), operator.clock_error_s
+        self.world.after(delay_s, lambda: self._new_operator(error_s))
 
     def _decide(self, operator: OperatorProcess) -> list[DecisionMade]:
         """As the real sizing: the leader is told what is new, and all of it when it begins to lead."""
