@@ -110,6 +110,7 @@ class OperatorProcess:
         # The clock of its machine is wrong by so much.
         self.clock_error_s = clock_error_s
         self._clock = ServerClock(lambda: world.now, lambda: world.wall + self.clock_error_s)
+        self._began_wrong = clock_error_s != 0.0
         # Ends before its n-th effect from now; 0: does not.
         self.dies_at_effect = 0
         # What it missed may still be unknown to it; None: it knows everything that is not just under way.
@@ -235,7 +236,8 @@ class OperatorProcess:
 
     def _dated(self, sent: float) -> None:
         """The API server answered, now, what was sent then: with the date of its own clock."""
-        if self.alive and self.world.now >= self.frozen_until:
+        # Dates tell nothing to a clock that began right, and to read them all would be a tenth of a schedule's time.
+        if self._began_wrong and self.alive and self.world.now >= self.frozen_until:
             self._clock.heard(formatdate(self.world.wall, usegmt=True), sent, self.world.now)
 
     def _heard(self) -> None:
