@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from moefleet_cluster import ControlPlane, Kubectl
-from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary
+from moefleet_gateway_rig import FakeReplica, Rig
 from moefleet_operator_rig import fleet
 from moefleet_operator_rig.fixtures import crd
 
 __all__ = ["crd"]
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 CONTAINERS_READY = {"type": "ContainersReady", "status": "True"}
 DRAINING = {"type": "moefleet.io/Draining", "status": "True", "reason": "ScaleDown"}
 

@@ -23,7 +23,7 @@ from moefleet.client import (
     Stopping,
     Unavailable,
 )
-from moefleet_gateway_rig import Rig, envoy_binary
+from moefleet_gateway_rig import Rig
 from moefleet_runtime_rig import ReplicaProcess, ask, generate_request, replica
 from moefleet_testing.torch_engine import CHECKPOINT
 
@@ -182,7 +182,6 @@ async def test_code_without_an_event_loop_goes_on_too(pair: tuple[ReplicaProcess
     assert (answer.token_ids, answer.text, answer.resumed) == (whole.token_ids, whole.text, 1)
 
 
-@pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 async def test_behind_a_gateway_only_the_streams_of_the_killed_replica_are_touched(tmp_path: Path) -> None:
     """Half of the streams are with each replica. Ours go on with the right tokens; plain clients get a status or their answer."""
     rig = Rig()

@@ -20,7 +20,7 @@ import grpc
 import pytest
 from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet_cluster.ports import free_port
-from moefleet_gateway_rig import Rig, envoy_binary
+from moefleet_gateway_rig import Rig
 from moefleet_runtime.process_tree import HOST_VARIABLE, with_variable
 from moefleet_runtime_rig import ReplicaProcess, ask, generate_request, replica
 from moefleet_runtime_rig.requests import Answer
@@ -106,7 +106,6 @@ class Times:
 
 
 @pytest.mark.timeout(120 + 60 * KILLS)
-@pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 async def test_every_client_learns_why_and_the_replica_comes_back_and_nothing_survives(
     tmp_path: Path,
 ) -> None:

@@ -13,11 +13,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.inference.v1 import inference_pb2 as inf
-from moefleet_gateway_rig import Rig, envoy_binary
+from moefleet_gateway_rig import Rig
 from moefleet_runtime_rig import replica
 from moefleet_runtime_rig.process import POD_UID
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 
 REQUESTS = 200
 TOKENS = 4

@@ -6,11 +6,9 @@ import grpc
 import pytest
 from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.inference.v1 import inference_pb2 as inf
-from moefleet_gateway_rig import Rig, envoy_binary, until
+from moefleet_gateway_rig import Rig, until
 from smg_grpc_proto.generated import trtllm_service_pb2 as trt
 from smg_grpc_proto.generated import trtllm_service_pb2_grpc as trt_rpc
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 
 
 async def test_demand_samples_count_arrivals_once_and_usage_from_the_trailers(rig: Rig) -> None:

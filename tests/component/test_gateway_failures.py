@@ -16,9 +16,7 @@ from moefleet.client.errors import failure_of
 from moefleet.gateway.v1 import gateway_pb2 as gw
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.replica.v1 import replica_pb2 as rep
-from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary, until
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+from moefleet_gateway_rig import FakeReplica, Rig, until
 
 
 async def begun(rig: Rig, model: str = "tiny") -> tuple[object, str]:

@@ -7,9 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from moefleet.inference.v1 import inference_pb2 as inf
-from moefleet_gateway_rig import Rig, envoy_binary, until
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+from moefleet_gateway_rig import Rig, until
 
 
 async def waiting(rig: Rig, count: int) -> None:

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from moefleet.inference.v1 import inference_pb2 as inf
-from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary, until
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+from moefleet_gateway_rig import FakeReplica, Rig, until
 
 # The least that settings allow: 128 MiB of heap.
 MEMORY_LIMIT_BYTES = 256 << 20

@@ -6,9 +6,8 @@ from collections import Counter
 import grpc
 import pytest
 from moefleet.inference.v1 import inference_pb2 as inf
-from moefleet_gateway_rig import Rig, envoy_binary, until
+from moefleet_gateway_rig import Rig, until
 
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
 CUT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
 MESSAGES = 60
 

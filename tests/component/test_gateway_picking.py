@@ -10,9 +10,7 @@ from grpc_status import rpc_status
 from moefleet.inference.v1 import inference_pb2 as inf
 from moefleet.replica.v1 import replica_pb2 as rep
 from moefleet.replica.v1 import replica_pb2_grpc as rep_rpc
-from moefleet_gateway_rig import PATIENCE_S, Rig, envoy_binary, until
-
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup")
+from moefleet_gateway_rig import PATIENCE_S, Rig, until
 
 
 def details(error: grpc.aio.AioRpcError) -> dict[str, object]:

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from moefleet.client import AsyncClient, Stopping
 from moefleet.replica.v1 import replica_pb2
-from moefleet_gateway_rig import Rig, envoy_binary
+from moefleet_gateway_rig import Rig
 from moefleet_perf.prefixes import token_marks
 from moefleet_runtime_rig import ReplicaProcess, replica
 from moefleet_testing.torch_engine import CHECKPOINT
 
-pytestmark = pytest.mark.skipif(envoy_binary() is None, reason="no envoy: make setup brings it")
 FEW = Stopping(max_tokens=2, ignore_eos=True)
 UIDS = ("a", "b")
 # Two samples of a replica in a small fleet (runtime/moefleet_gateway/loads.py).

@@ -16,16 +16,13 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from moefleet_gateway_rig import FakeReplica, Rig, envoy_binary, until
+from moefleet_gateway_rig import FakeReplica, Rig, until
 from moefleet_runtime.serving.tokenizer_bundle import make_bundle
 from moefleet_runtime_rig import ReplicaProcess, ask_trtllm, replica, trtllm_request
 from moefleet_testing.torch_engine import CHECKPOINT
 from transformers import AutoTokenizer
 
-pytestmark = [
-    pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup"),
-    pytest.mark.asyncio(loop_scope="module"),  # the processes are started once
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the processes are started once
 ASKED: list[Any] = [{"role": "user", "content": "Tell me of Emma."}]
 TOKENIZER: Any = AutoTokenizer.from_pretrained(CHECKPOINT)
 PATIENCE_S = 60.0

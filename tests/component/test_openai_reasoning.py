@@ -8,15 +8,12 @@ from typing import Any
 import openai
 import pytest
 import pytest_asyncio
-from moefleet_gateway_rig import Rig, envoy_binary
+from moefleet_gateway_rig import Rig
 from moefleet_runtime.serving.tokenizer_bundle import make_bundle
 from moefleet_testing.torch_engine import CHECKPOINT
 from transformers import AutoTokenizer
 
-pytestmark = [
-    pytest.mark.skipif(envoy_binary() is None, reason="no Envoy binary: run make setup"),
-    pytest.mark.asyncio(loop_scope="module"),  # the processes are started once
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the processes are started once
 TOKENIZER: Any = AutoTokenizer.from_pretrained(CHECKPOINT)
 PATIENCE_S = 60.0
 THOUGHT, ANSWER = "They ask for Emma. She was clever.", "Emma was handsome and rich."

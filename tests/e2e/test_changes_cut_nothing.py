@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -96,16 +95,6 @@ async def test_a_chart_upgrade_cuts_no_stream(fleet: Kube, release: Release) -> 
     await ready(fleet, FLEET, 1)
     pods = uids(fleet.replicas(FLEET))
     async with streaming(release.gateway_address(), f"{fleet.namespace}/{FLEET}") as load:
-        before = uids(release.pods("gateway")) | uids(release.pods("operator"))
-        release.values = {
-            "gateway": {"podAnnotations": {"e2e": "upgraded"}},
-            "operator": {"podAnnotations": {"e2e": "upgraded"}},
-        }
-        await asyncio.to_thread(release.upgrade)
-        await eventually(
-            "new pods of gateway and operator",
-            lambda: not before & (uids(release.pods("gateway")) | uids(release.pods("operator"))),
-            120,
-        )
+        await release.replace_pods("upgraded")
     fine(load)
     assert uids(fleet.replicas(FLEET)) == pods, "upgrading the chart rolled a replica"

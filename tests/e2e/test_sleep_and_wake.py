@@ -1,4 +1,4 @@
-"""Nobody calls, the fleet sleeps; two hundred call at once, and all of them are answered by the one that they woke."""
+"""Nobody calls, the fleet sleeps; the chart is upgraded, two hundred call at once, and the one that they woke answers all."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ async def test_two_hundred_calls_wake_a_sleeping_fleet_once_and_none_is_lost(
         240,
         lambda: kube.explain("nap"),
     )
+
+    # Nobody who runs now has ever seen this fleet awake.
+    await release.replace_pods("upgraded while all sleep")
+    assert not kube.replicas("nap"), "an upgrade woke the fleet"
 
     load = Load(release.gateway_address(), f"{kube.namespace}/nap")
     await load.run([Arrival(0.0, 100, 8) for _ in range(REQUESTS)])

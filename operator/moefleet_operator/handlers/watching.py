@@ -32,7 +32,7 @@ WATCH_SERVER_TIMEOUT_S: Final = 300
 WATCH_CLIENT_TIMEOUT_S: Final = 330
 # Bookmarks come every 60 s; kopf starts anew after this long without any event or bookmark.
 WATCH_INACTIVITY_S: Final = 70
-WATCH_PAGE_OBJECTS: Final = 500
+WATCH_PAGE_OBJECTS: Final = 100
 # After an API server that was away: tried soon, and then every 5 s, because a fleet should not wait 20 s for its operator.
 # After the last one kopf gives a watch up; then we end and are started anew.
 WATCH_BACKOFFS_S: Final = (0.2, 0.5, 1.0, 2.0, 3.0, *(5.0,) * 60)

@@ -115,7 +115,7 @@ async def _alone(rig: Rig, folder: Path, addresses: Sequence[str]) -> AsyncItera
     config.write_text(json.dumps(envoy_alone(ours, port, str(folder / "admin.sock"), tuple(addresses))))
     log = (folder / "envoy.log").open("wb")
     process = await asyncio.create_subprocess_exec(
-        envoy_binary() or "envoy",
+        envoy_binary(),
         *("--config-path", str(config), "--concurrency", ENVOY_WORKERS),
         *("--disable-hot-restart", "--log-level", "warning"),
         stdout=log,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .kube import Kube, run
+from .kube import Kube, eventually, run
 
 CHART = Path(__file__).resolve().parents[3] / "charts/moefleet"
 OPERATOR_IMAGE = "moefleet.test/operator:dev"
@@ -43,6 +44,18 @@ class Release:
             "--wait", "--timeout", f"{WAIT_LIMIT_S}s", "-f", "-", *arguments,
             stdin=self._values(), limit_s=WAIT_LIMIT_S + 30,
         )  # fmt: skip
+
+    async def replace_pods(self, note: str) -> None:
+        """Upgrades to a chart that differs in an annotation: every pod of operator and gateway is another one then."""
+
+        def uids() -> set[str]:
+            return {pod["metadata"]["uid"] for part in ("operator", "gateway") for pod in self.pods(part)}
+
+        before = uids()
+        for part in ("operator", "gateway"):
+            self.values[part] = {**self.values.get(part, {}), "podAnnotations": {"e2e": note}}
+        await asyncio.to_thread(self.upgrade)
+        await eventually("new pods of gateway and operator", lambda: not before & uids(), 120)
 
     def uninstall(self, *arguments: str) -> str:
         return run(

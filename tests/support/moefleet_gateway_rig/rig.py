@@ -30,14 +30,20 @@ PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def envoy_binary() -> str | None:
-    """MOEFLEET_ENVOY_BINARY, the project's own venv for it, or the PATH."""
+def envoy_binary() -> str:
+    """MOEFLEET_ENVOY_BINARY, the project's own venv for it, or the PATH.
+
+    Raises:
+        FileNotFoundError: there is none. A test of the gateway fails then: skipped ones would hide that nothing was tested.
+    """
     given = os.environ.get("MOEFLEET_ENVOY_BINARY")
     if given:
         return given
     for found in ROOT.glob(".venv-envoy/lib/python3*/site-packages/envoy/_bin/envoy"):
         return str(found)
-    return shutil.which("envoy")
+    if (on_path := shutil.which("envoy")) is None:
+        raise FileNotFoundError("no Envoy binary, neither the project's own (make setup) nor on the PATH")
+    return on_path
 
 
 async def until(condition: Callable[[], Any], what: str = "") -> Any:
@@ -177,7 +183,7 @@ class Rig:
             "MOEFLEET_CONTROL_LISTEN": f"127.0.0.1:{self.ports['control']}",
             "MOEFLEET_HEALTH_LISTEN": f"127.0.0.1:{self.ports['health']}",
             "MOEFLEET_METRICS_LISTEN": f"127.0.0.1:{self.ports['metrics']}",
-            "MOEFLEET_ENVOY_BINARY": envoy_binary() or "envoy",
+            "MOEFLEET_ENVOY_BINARY": envoy_binary(),
             "MOEFLEET_ENVOY_CONCURRENCY": "1",
             "MOEFLEET_DRAIN_S": "60",
             "POD_NAME": "gateway-0",
