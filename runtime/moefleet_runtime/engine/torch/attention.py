@@ -32,8 +32,7 @@ class Pass:
     batch: Batch
     block_tokens: int
     # Of the batch's positions, [tokens, rope_dim / 2].
-    cos: Tensor
-    sin: Tensor
+    turns: Tensor
     scale: float
     # How single tokens read the cache.
     read: Reader
@@ -50,9 +49,9 @@ def attend(x: Tensor, weights: AttentionWeights, this: Pass, cache: Tensor) -> T
         q = F.linear(F.rms_norm(q, (q_size,), weights.q_norm, LATENT_NORM_EPS), weights.q_up)
     q = q.view(-1, c.heads, c.nope_dim + c.rope_dim)
     q_plain = q[..., : c.nope_dim]
-    q_turned = rotate(q[..., c.nope_dim :], this.cos[:, None], this.sin[:, None])
+    q_turned = rotate(q[..., c.nope_dim :], this.turns[:, None])
     compressed = F.rms_norm(latent[:, : c.kv_lora_rank], (c.kv_lora_rank,), weights.kv_norm, LATENT_NORM_EPS)
-    key_turned = rotate(latent[:, c.kv_lora_rank :], this.cos, this.sin)
+    key_turned = rotate(latent[:, c.kv_lora_rank :], this.turns)
     cache.index_copy_(0, batch.slots, torch.cat((compressed, key_turned), -1))
     outputs = []
     if batch.groups:

@@ -12,16 +12,14 @@ from moefleet_runtime.engine.torch.cache import LatentCache
 from moefleet_runtime.engine.torch.config import ModelConfig
 from moefleet_runtime.engine.torch.experts import routed
 from moefleet_runtime.engine.torch.packing import Batch
-from moefleet_runtime.engine.torch.rope import RopeTable, rope_table, softmax_scale
+from moefleet_runtime.engine.torch.rope import rope_table, softmax_scale
 from moefleet_runtime.engine.torch.weights import LayerWeights, MlpWeights, Weights, load_weights
 
 Tensor = torch.Tensor
 
 
 class Model:
-    def __init__(
-        self, config: ModelConfig, weights: Weights, rope: RopeTable, read: Reader = gathered
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, rope: Tensor, read: Reader = gathered) -> None:
         self.config = config
         self.read = read
         self._weights = weights
@@ -51,8 +49,7 @@ class Model:
             config=c,
             batch=batch,
             block_tokens=cache.block_tokens,
-            cos=self._rope.cos[batch.positions],
-            sin=self._rope.sin[batch.positions],
+            turns=self._rope[batch.positions],
             scale=self._scale,
             read=self.read,
         )

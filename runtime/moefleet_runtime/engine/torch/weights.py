@@ -91,7 +91,7 @@ def load_weights(folder: Path, config: ModelConfig, *, device: torch.device, dty
             head = embedding
             checkpoint.ignore("lm_head.weight")
         else:
-            head = reader.matrix("lm_head.weight", config.vocabulary_size, config.hidden_size)
+            head = reader.factor("lm_head.weight", config.vocabulary_size, config.hidden_size)
         checkpoint.check_all_used()
     return Weights(embedding, layers, norm, head)
 
@@ -137,7 +137,12 @@ class Checkpoint:
             )
             self._used.add(scales)
         else:
-            into.copy_(self._file_of[name].get_tensor(name))
+            tensor = self._file_of[name].get_tensor(name)
+            if into.dim() == 2 and into.stride(0) == 1:
+                # Turned in its own type first: torch is slow at turning and converting in one.
+                into.t().copy_(tensor.t().contiguous())
+            else:
+                into.copy_(tensor)
         self._used.add(name)
 
     def _part(self, name: str, wanted: list[int], kinds: tuple[str, ...]) -> Any:
@@ -221,6 +226,10 @@ class _Reader:
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
         return self._filled(name, self._empty(rows, columns))
 
+    def factor(self, name: str, rows: int, columns: int) -> Tensor:
+        """A matrix that tokens are multiplied with, [out, in] as published."""
+        return self._filled(name, self._to_multiply(rows, columns))
+
     def layer(self, index: int) -> LayerWeights:
         config, prefix = self._config, f"model.layers.{index}."
         experts = mlp = None
@@ -242,14 +251,14 @@ class _Reader:
         c = self._config
         q_size = c.heads * (c.nope_dim + c.rope_dim)
         q_down = c.q_lora_rank or q_size
-        down = self._empty(q_down + c.latent_width, c.hidden_size)
+        down = self._to_multiply(q_down + c.latent_width, c.hidden_size)
         q_name = "q_proj" if c.q_lora_rank is None else "q_a_proj"
         self._filled(f"{prefix}{q_name}.weight", down[:q_down])
         self._filled(prefix + "kv_a_proj_with_mqa.weight", down[q_down:])
         q_norm = q_up = None
         if c.q_lora_rank is not None:
             q_norm = self.vector(prefix + "q_a_layernorm.weight", c.q_lora_rank)
-            q_up = self.matrix(prefix + "q_b_proj.weight", q_size, c.q_lora_rank)
+            q_up = self.factor(prefix + "q_b_proj.weight", q_size, c.q_lora_rank)
         kv_up = self.matrix(prefix + "kv_b_proj.weight", c.heads * (c.nope_dim + c.value_dim), c.kv_lora_rank)
         by_head = kv_up.view(c.heads, c.nope_dim + c.value_dim, c.kv_lora_rank)
         return AttentionWeights(
@@ -260,14 +269,14 @@ class _Reader:
             kv_up=kv_up,
             key_up=by_head[:, : c.nope_dim],
             value_up=by_head[:, c.nope_dim :].transpose(1, 2),
-            out=self.matrix(prefix + "o_proj.weight", c.hidden_size, c.heads * c.value_dim),
+            out=self.factor(prefix + "o_proj.weight", c.hidden_size, c.heads * c.value_dim),
         )
 
     def _mlp(self, prefix: str, size: int) -> MlpWeights:
-        gate_up = self._empty(2 * size, self._config.hidden_size)
+        gate_up = self._to_multiply(2 * size, self._config.hidden_size)
         self._filled(prefix + "gate_proj.weight", gate_up[:size])
         self._filled(prefix + "up_proj.weight", gate_up[size:])
-        return MlpWeights(gate_up, self.matrix(prefix + "down_proj.weight", self._config.hidden_size, size))
+        return MlpWeights(gate_up, self.factor(prefix + "down_proj.weight", self._config.hidden_size, size))
 
     def _experts(self, prefix: str) -> ExpertWeights:
         c = self._config
@@ -275,8 +284,8 @@ class _Reader:
         count, size = c.router.experts, c.expert_size
         router = torch.empty(count, c.hidden_size, device=self._device, dtype=torch.float32)
         self._filled(prefix + "gate.weight", router)
-        gate_up = self._empty(count, 2 * size, c.hidden_size)
-        down = self._empty(count, c.hidden_size, size)
+        gate_up = self._to_multiply(count, 2 * size, c.hidden_size)
+        down = self._to_multiply(count, c.hidden_size, size)
         for expert in range(count):
             name = f"{prefix}experts.{expert}."
             self._filled(name + "gate_proj.weight", gate_up[expert, :size])
@@ -292,6 +301,14 @@ class _Reader:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(*shape, device=self._device, dtype=self._dtype)
+
+    def _to_multiply(self, *shape: int) -> Tensor:
+        """[..., out, in]. On a CPU what one input feeds lies together, so that F.linear multiplies as rows by columns: in float32 that takes
+        0.5 to 0.8 of the time for 4 to 32 tokens, and the same for one and for hundreds. In bfloat16 it gains nothing."""
+        if self._device.type == "cpu" and self._dtype == torch.float32:
+            *stack, rows, columns = shape
+            return self._empty(*stack, columns, rows).transpose(-1, -2)
+        return self._empty(*shape)
 
     def _filled(self, name: str, into: Tensor) -> Tensor:
         self._checkpoint.copy(name, into)
