@@ -99,6 +99,9 @@ class Users:
             self.world.after(2.0, lambda: self._create(story))
             return
         story.uid, story.gone, story.disturbed = uid_of(made), False, True
+        if story.advice is not None:
+            # Scaling goes by the name: what it says of the fleet before is said of this one until it says something else.
+            self.rules.advised(story.uid, story.advice)
         self.rules.aim(story.uid, story.bounded(story.low))
         self._aim(story)
         self.world.tell(f"{story.key} made: {story.mode}, {story.low} to {story.high}, {story.strategy}")
