@@ -4,6 +4,6 @@ Belongs here: what starts, feeds and ends these. Does not belong here: assertion
 """
 
 from moefleet_gateway_rig.replica import FakeReplica
-from moefleet_gateway_rig.rig import MODEL, PATIENCE_S, FleetFile, Rig, envoy_binary, until
+from moefleet_gateway_rig.rig import MODEL, FleetFile, Rig, envoy_binary, until
 
-__all__ = ["MODEL", "PATIENCE_S", "FakeReplica", "FleetFile", "Rig", "envoy_binary", "until"]
+__all__ = ["MODEL", "FakeReplica", "FleetFile", "Rig", "envoy_binary", "until"]

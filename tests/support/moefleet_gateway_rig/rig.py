@@ -298,9 +298,10 @@ class Rig:
             async with session.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics") as response:
                 return await response.text()
 
-    async def metric_is(self, value: float, name: str, **labels: str) -> None:
+    async def metric_is(self, value: float | Callable[[], float], name: str, **labels: str) -> None:
+        """A value that changes meanwhile is asked for each time."""
         async with asyncio.timeout(PATIENCE_S):
-            while await self.metric(name, **labels) != value:  # noqa: ASYNC110  (another process's state)
+            while await self.metric(name, **labels) != (value() if callable(value) else value):  # noqa: ASYNC110  (another process's state)
                 await asyncio.sleep(0.02)
 
     async def metric(self, name: str, **labels: str) -> float:
